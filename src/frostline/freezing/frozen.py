@@ -1,0 +1,193 @@
+"""The handle that a freeze returns: what it froze, its proof, and its undo."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from types import TracebackType
+
+from torch import nn
+
+from frostline.collector import collector_paused
+from frostline.errors import TransitionError
+from frostline.freezing.flags import is_held_by, lay_claim, release_claim
+from frostline.freezing.modes import EvalPin, pin_frozen_modules, pin_of
+from frostline.freezing.plan import Action, Plan
+from frostline.freezing.table import freeze_table
+from frostline.naming import Inventory, TensorGroup
+from frostline.proof import Evidence, Proof
+
+_tokens = itertools.count(1)
+# Every handle that may still be asked for a proof. Weak: a dropped handle leaves its freeze in
+# force and keeps no model alive.
+_handles: weakref.WeakValueDictionary[int, Frozen] = weakref.WeakValueDictionary()
+
+
+class Frozen:
+    """One freeze (or thaw) of a model: its names, its proof and its undo.
+
+    Returned by :func:`frostline.freeze` and :func:`frostline.unfreeze`; usable as a context
+    manager, which undoes it on exit. Dropping the handle leaves the freeze in force.
+
+    Attributes:
+        plan: the rules that were applied.
+
+    >>> import frostline as fl
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2))
+    >>> with fl.freeze(model, "0") as frozen:
+    ...     frozen.names
+    ('0.weight', '0.bias')
+    >>> model[0].weight.requires_grad
+    True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        inventory: Inventory,
+        decisions: dict[int, Action],
+        *,
+        pin_eval: bool,
+    ) -> None:
+        self.plan = plan
+        self._model = model
+        self._token = next(_tokens)
+        self._frozen = _groups(inventory, decisions, "freeze")
+        self._trained = _groups(inventory, decisions, "train")
+        self._buffers = inventory.buffers
+        self._evidence = Evidence()
+        self._pins: dict[str, EvalPin | None] = {}
+        self._modes_before = [(module, module.training) for module in model.modules()]
+        self._undone = False
+        self._apply(pin_eval)
+        _handles[self._token] = self
+        _settle_all()
+
+    def _apply(self, pin_eval: bool) -> None:
+        """Set flags and modes; if one parameter refuses, nothing has changed."""
+        try:
+            for group in self._frozen:
+                for parameter in group.named.values():
+                    lay_claim(parameter, self._token, trainable=False)
+            for group in self._trained:
+                for parameter in group.named.values():
+                    lay_claim(parameter, self._token, trainable=True)
+        except RuntimeError:
+            self._release()
+            raise
+        for group in self._frozen:
+            for parameter in group.named.values():
+                parameter.grad = None
+        pin_frozen_modules(self._model, allowed=pin_eval)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parameters that this call froze and still holds frozen."""
+        return self._evidence.names("parameter")
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """Names of the buffers in modules that are frozen, which the proof covers too."""
+        return self._evidence.names("buffer")
+
+    def verify(self) -> Proof:
+        """Prove that every frozen parameter and buffer is bitwise what it was when frozen.
+
+        Reads all of it once, at memory speed. Call it whenever you like; it changes nothing.
+
+        Raises:
+            FrozenChangedError: (a RuntimeError) names each tensor that moved, how many elements,
+                by how much at most, and the likely cause. ``.changes`` has them as objects.
+            TransitionError: (a RuntimeError) this handle holds nothing frozen (any more), so
+                there is nothing to prove.
+        """
+        if not self._evidence:
+            why = "it was undone or thawed" if self._frozen else "it froze nothing"
+            raise TransitionError(f"nothing to verify: {why}; verify before undo() or unfreeze()")
+        return self._evidence.verify()
+
+    def fingerprints(self) -> dict[str, str]:
+        """Name → fingerprint of each frozen tensor as it is now, to compare across processes."""
+        return self._evidence.fingerprints()
+
+    @collector_paused()
+    def undo(self) -> None:
+        """Restore flags, modes and hooks exactly as they were before this call; once.
+
+        Calls made since, and not undone, stay in force. Gradients that were dropped are gone.
+        """
+        if self._undone:
+            return
+        self._undone = True
+        del _handles[self._token]
+        later = [h for h in _handles.values() if h._model is self._model and h._token > self._token]
+        self._release()
+        pin_frozen_modules(self._model)
+        if not later:
+            # A pinned module runs in eval mode whatever its flag says; the flag may have been
+            # set by train() since, and is put back all the same.
+            for module, mode in self._modes_before:
+                if pin_of(module) is not None:
+                    module.training = mode
+        self._settle()
+        _settle_all()
+
+    def _release(self) -> None:
+        for group in (*self._frozen, *self._trained):
+            for parameter in group.named.values():
+                release_claim(parameter, self._token)
+                if not parameter.requires_grad:
+                    parameter.grad = None
+
+    def _settle(self) -> None:
+        """Keep evidence for exactly what this call holds frozen now."""
+        parameters = [
+            alias
+            for group in self._frozen
+            for name, parameter in group.named.items()
+            if is_held_by(parameter, self._token)
+            for alias in group.aliases
+            if alias.name == name
+        ]
+        pins = {a.name: pin_of(a.owner) for a in self._buffers} if parameters else {}
+        buffers = [a for a in self._buffers if pins.get(a.name) is not None]
+        # A module that was thawed and frozen again has a new pin: what its buffers held under
+        # the old one is no evidence any more, so forget first, then record.
+        self._evidence.cover(
+            [*parameters, *(a for a in buffers if self._pins.get(a.name) is pins[a.name])]
+        )
+        self._evidence.cover([*parameters, *buffers])
+        self._pins = pins
+
+    def __enter__(self) -> Frozen:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.undo()
+
+    def __str__(self) -> str:
+        return freeze_table(self._model)
+
+    def __repr__(self) -> str:
+        state = "undone" if self._undone else f"{len(self.names)} parameters held"
+        return f"<Frozen '{self.plan}': {state}>"
+
+
+def _groups(
+    inventory: Inventory, decisions: dict[int, Action], action: Action
+) -> tuple[TensorGroup, ...]:
+    chosen = sorted(index for index, decided in decisions.items() if decided == action)
+    return tuple(inventory.groups[index] for index in chosen)
+
+
+def _settle_all() -> None:
+    """Any transition may end, or bring back, what another handle holds."""
+    for handle in list(_handles.values()):
+        handle._settle()

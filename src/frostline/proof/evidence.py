@@ -1,0 +1,120 @@
+"""Evidence: tensors as they were when they were frozen, kept to be compared later."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from frostline.errors import FrozenChangedError
+from frostline.naming import Alias, tensor_bytes
+from frostline.proof.causes import Suspect, likely_cause
+from frostline.proof.changes import Change, Proof, describe
+from frostline.proof.fingerprint import fingerprint
+from frostline.proof.reference import Reference, movement, take_references
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Witnessed:
+    """A frozen tensor: where it hangs and what it held."""
+
+    alias: Alias
+    reference: Reference
+
+    @property
+    def kind(self) -> Literal["parameter", "buffer"]:
+        """``parameter`` or ``buffer``."""
+        return "parameter" if isinstance(self.alias.tensor, nn.Parameter) else "buffer"
+
+    @property
+    def key(self) -> str:
+        """Attribute name in the owning module."""
+        return self.alias.name.rpartition(".")[2]
+
+    def now(self) -> Tensor | None:
+        """The tensor that is found there at this moment."""
+        owner = self.alias.owner
+        held = owner._parameters if self.kind == "parameter" else owner._buffers
+        return held.get(self.key)
+
+
+class Evidence:
+    """What a set of frozen tensors held; it can shrink, grow, and be compared with the present.
+
+    >>> from torch import nn
+    >>> from frostline.naming import take_inventory
+    >>> layer = nn.Linear(2, 2)
+    >>> evidence = Evidence()
+    >>> evidence.cover(group.aliases[0] for group in take_inventory(layer).groups)
+    >>> evidence.verify().tensors
+    2
+    """
+
+    def __init__(self) -> None:
+        self._witnessed: dict[str, Witnessed] = {}
+
+    def __len__(self) -> int:
+        return len(self._witnessed)
+
+    def names(self, kind: Literal["parameter", "buffer"]) -> tuple[str, ...]:
+        """Names of the tensors of one kind that are covered."""
+        return tuple(name for name, entry in self._witnessed.items() if entry.kind == kind)
+
+    def cover(self, aliases: Iterable[Alias]) -> None:
+        """Cover exactly these tensors: forget others, keep what is known, record what is new."""
+        wanted = {alias.name: alias for alias in aliases}
+        new = [alias for name, alias in wanted.items() if name not in self._witnessed]
+        with torch.no_grad():
+            references = take_references([alias.tensor for alias in new])
+        recorded = {
+            alias.name: Witnessed(alias=alias, reference=reference)
+            for alias, reference in zip(new, references, strict=True)
+        }
+        self._witnessed = {name: recorded.get(name) or self._witnessed[name] for name in wanted}
+
+    def fingerprints(self) -> dict[str, str]:
+        """Name → fingerprint of what is there now, to be kept across processes."""
+        present = {name: entry.now() for name, entry in self._witnessed.items()}
+        return {name: fingerprint(tensor) for name, tensor in present.items() if tensor is not None}
+
+    def changes(self) -> list[Change]:
+        """The covered tensors that are not bitwise what they were, in the model's order."""
+        with torch.no_grad():
+            found = (_change(entry) for entry in self._witnessed.values())
+            return [change for change in found if change is not None]
+
+    def verify(self) -> Proof:
+        """Compare every tensor; raises FrozenChangedError that names each one that moved."""
+        start = time.perf_counter()
+        changes = self.changes()
+        if changes:
+            raise FrozenChangedError(describe(changes, len(self)), changes)
+        return Proof(
+            parameters=len(self.names("parameter")),
+            buffers=len(self.names("buffer")),
+            bytes=sum(tensor_bytes(entry.alias.tensor) for entry in self._witnessed.values()),
+            seconds=time.perf_counter() - start,
+        )
+
+
+def _change(entry: Witnessed) -> Change | None:
+    now = entry.now()
+    moved = None if now is None else movement(entry.reference, now)
+    if now is not None and moved is None:
+        return None
+    suspect = Suspect(key=entry.key, owner=entry.alias.owner, was=entry.alias.tensor, now=now)
+    whole = moved is not None and moved.compared == entry.reference.elements
+    partly = moved is not None and moved.compared > 0 and not whole
+    return Change(
+        name=entry.alias.name,
+        kind=entry.kind,
+        elements=entry.reference.elements,
+        moved=moved.moved if moved and whole else None,
+        max_abs=moved.max_abs if moved else float("nan"),
+        sampled=(moved.compared, moved.moved) if moved and partly else None,
+        cause=likely_cause(suspect),
+    )

@@ -1,0 +1,121 @@
+"""What is in a tensor: a 128-bit fingerprint of its exact content.
+
+xxh3_128 runs at memory speed (11 to 33 GB/s on one core, where sha256 does 1 to 2) and is not
+meant against forgers: a proof is for its own user, against accidents. ``_version`` would cost
+nothing and is no evidence: fused optimizers, ``.data``, NumPy views and BatchNorm write without
+moving it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import xxhash
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+# Large enough that a call's overhead vanishes, small enough to be no second copy of the weights.
+_PIECE_BYTES = 8 << 20
+
+
+def fingerprint(tensor: Tensor) -> str:
+    """Hash a tensor's dtype, shape and every bit of its content, in order.
+
+    Two tensors have the same fingerprint if they hold the same bits in the same logical order,
+    whatever their strides, storage or device; NaN equals the same NaN, and 0.0 differs from -0.0.
+    Sparse, quantised, nested and wrapper-subclass tensors are hashed by their parts. A tensor
+    without content (meta, lazy) is hashed by dtype and shape. Nothing larger than 8 MiB is copied.
+
+    Args:
+        tensor: any tensor; it is only read.
+
+    Returns:
+        32 hexadecimal digits.
+
+    >>> import torch
+    >>> fingerprint(torch.zeros(2, 3)) == fingerprint(torch.zeros(3, 2).t())
+    True
+    >>> fingerprint(torch.tensor([1.0, 2.0])) == fingerprint(torch.tensor([2.0, 1.0]))
+    False
+    """
+    digest = xxhash.xxh3_128()
+    _feed(digest, tensor.detach())
+    return str(digest.hexdigest())
+
+
+def has_plain_content(tensor: Tensor) -> bool:
+    """Whether the tensor is one strided block of values that can be copied and compared."""
+    return (
+        not is_lazy(tensor)
+        and not tensor.is_meta
+        and tensor.layout is torch.strided
+        and not tensor.is_quantized
+        and not tensor.is_nested
+        and not hasattr(type(tensor), "__tensor_flatten__")
+    )
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """A flat uint8 view of a plain tensor's content on its device; a copy if it must be one."""
+    resolved = tensor.detach().resolve_conj().resolve_neg().contiguous()
+    return resolved.reshape(-1).view(torch.uint8)
+
+
+def _feed(digest: xxhash.xxh3_128, tensor: Tensor) -> None:
+    if is_lazy(tensor):
+        digest.update(f"lazy|{tensor.dtype}".encode())
+        return
+    shape = "nested" if tensor.is_nested else tuple(tensor.shape)
+    digest.update(f"{tensor.dtype}|{shape}|{tensor.layout}|".encode())
+    if tensor.is_meta:
+        return
+    for label, part in _parts(tensor):
+        digest.update(label.encode())
+        _feed(digest, part)
+    if has_plain_content(tensor):
+        for piece in _pieces(tensor):
+            digest.update(as_bytes(piece).cpu().numpy().data)
+
+
+def _parts(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The plain tensors that a composite one is made of, labelled."""
+    if hasattr(type(tensor), "__tensor_flatten__"):  # DTensor, torchao, jagged, …
+        # The context beside the names may hold requires_grad or addresses, so it is left out.
+        names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+        yield from ((name, getattr(tensor, name)) for name in names)
+    elif tensor.is_nested:
+        yield from ((str(index), part) for index, part in enumerate(tensor.unbind()))
+    elif tensor.layout is torch.sparse_coo:
+        yield from (("indices", tensor._indices()), ("values", tensor._values()))
+    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        yield from (("crow", tensor.crow_indices()), ("col", tensor.col_indices()))
+        yield "values", tensor.values()
+    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        yield from (("ccol", tensor.ccol_indices()), ("row", tensor.row_indices()))
+        yield "values", tensor.values()
+    elif tensor.is_quantized:
+        yield "integers", tensor.int_repr()
+        if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+            yield "scale", torch.tensor([tensor.q_scale(), tensor.q_zero_point()])
+        else:
+            yield from (
+                ("scale", tensor.q_per_channel_scales()),
+                ("zero", tensor.q_per_channel_zero_points()),
+            )
+    elif tensor.layout is not torch.strided:  # mkldnn
+        yield "dense", tensor.to_dense()
+
+
+def _pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensor in logical order, cut so that making a piece contiguous stays small."""
+    nbytes = tensor.numel() * tensor.element_size()
+    in_place = tensor.device.type == "cpu" and tensor.is_contiguous()
+    if in_place or nbytes <= _PIECE_BYTES:
+        yield tensor
+    elif tensor.shape[0] == 1:
+        yield from _pieces(tensor[0])
+    else:
+        rows = max(1, tensor.shape[0] * _PIECE_BYTES // nbytes)
+        for piece in torch.split(tensor, rows):
+            yield from _pieces(piece)

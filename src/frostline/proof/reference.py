@@ -1,0 +1,138 @@
+"""What a frozen tensor was: enough to say later whether, where and by how much it moved.
+
+A fingerprint alone tells only that something moved. A copy tells all, and costs the memory that
+freezing is meant to save. So small tensors (every bias, every BatchNorm statistic) are copied
+within a fixed budget, and of a large one a fingerprint is kept and a sample of its elements:
+weight decay, momentum and a forgotten ``load_state_dict`` move all of them alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from frostline.naming import tensor_bytes
+from frostline.proof.fingerprint import as_bytes, fingerprint, has_plain_content
+
+COPY_BUDGET_BYTES = 64 << 20
+"""Bytes of copies that one freeze may hold, smallest tensors first."""
+
+SAMPLE_SIZE = 1024
+"""Elements kept of a tensor that is not copied, evenly spaced."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reference:
+    """A tensor as it was.
+
+    Attributes:
+        shape: its shape; None for a nested tensor, which has no single one.
+        dtype: its dtype.
+        elements: number of elements.
+        digest: its fingerprint, or None where ``values`` is a whole copy.
+        values: flat CPU copy of all elements, or of a sample; None if it has no plain content.
+    """
+
+    shape: tuple[int, ...] | None
+    dtype: torch.dtype
+    elements: int
+    digest: str | None
+    values: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Movement:
+    """How far a tensor moved from its reference.
+
+    Attributes:
+        compared: elements that were compared (all, or the sample's); 0 if none could be.
+        moved: how many of those differ in at least one bit.
+        max_abs: the largest absolute difference among them (inf or nan if one side is).
+    """
+
+    compared: int
+    moved: int
+    max_abs: float
+
+
+def take_references(tensors: Sequence[Tensor]) -> list[Reference]:
+    """Record tensors as they are now, in the order given; copies stay within the budget."""
+    budget = COPY_BUDGET_BYTES
+    references: list[Reference | None] = [None] * len(tensors)
+    sizes = [tensor_bytes(tensor) for tensor in tensors]
+    for index in sorted(range(len(tensors)), key=sizes.__getitem__):
+        copied = sizes[index] <= budget and has_plain_content(tensors[index])
+        budget -= sizes[index] * copied
+        references[index] = _copy(tensors[index]) if copied else _sample(tensors[index])
+    return [reference for reference in references if reference is not None]
+
+
+def movement(reference: Reference, tensor: Tensor) -> Movement | None:
+    """None if ``tensor`` holds exactly what it held; else how far it moved."""
+    if tensor.dtype != reference.dtype or _shape(tensor) != reference.shape:
+        return Movement(compared=0, moved=0, max_abs=float("nan"))
+    if reference.digest is None:
+        assert reference.values is not None
+        now = tensor.detach().reshape(-1).cpu()
+        if torch.equal(as_bytes(now), as_bytes(reference.values)):
+            return None
+        return _difference(reference.values, now)
+    if fingerprint(tensor) == reference.digest:
+        return None
+    if reference.values is None:
+        return Movement(compared=0, moved=0, max_abs=float("nan"))
+    return _difference(reference.values, _evenly_spaced(tensor))
+
+
+def _copy(tensor: Tensor) -> Reference:
+    values = tensor.detach().reshape(-1).to("cpu", copy=True)
+    return Reference(
+        shape=_shape(tensor),
+        dtype=tensor.dtype,
+        elements=tensor.numel(),
+        digest=None,
+        values=values,
+    )
+
+
+def _sample(tensor: Tensor) -> Reference:
+    return Reference(
+        shape=_shape(tensor),
+        dtype=tensor.dtype,
+        elements=tensor.numel(),
+        digest=fingerprint(tensor),
+        values=_evenly_spaced(tensor) if has_plain_content(tensor) else None,
+    )
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...] | None:
+    return None if tensor.is_nested else tuple(tensor.shape)
+
+
+def _evenly_spaced(tensor: Tensor) -> Tensor:
+    """A CPU copy of up to SAMPLE_SIZE elements, spread over the whole tensor."""
+    count = min(SAMPLE_SIZE, tensor.numel())
+    flat = torch.linspace(0, tensor.numel() - 1, count, dtype=torch.float64).long()
+    # Indexed dimension by dimension: flattening a strided tensor first would copy all of it.
+    places = []
+    for size in reversed(tensor.shape):
+        places.append(flat % size)
+        flat = flat // size
+    index = tuple(place.to(tensor.device) for place in reversed(places))
+    return tensor.detach()[index].reshape(-1).to("cpu", copy=True)
+
+
+def _difference(before: Tensor, now: Tensor) -> Movement:
+    itemsize = before.element_size()
+    bits_differ = as_bytes(before).view(-1, itemsize) != as_bytes(now).view(-1, itemsize)
+    moved = bits_differ.any(dim=1)
+    wide = torch.complex128 if before.is_complex() else torch.float64
+    amounts = (now[moved].to(wide) - before[moved].to(wide)).abs()
+    return Movement(
+        compared=before.numel(),
+        moved=int(moved.sum()),
+        max_abs=float(amounts.max()) if amounts.numel() else 0.0,
+    )
