@@ -40,7 +40,7 @@ def fingerprint(tensor: Tensor) -> str:
     False
     """
     digest = xxhash.xxh3_128()
-    _feed(digest, tensor.detach())
+    _feed(digest, tensor if is_lazy(tensor) else tensor.detach())
     return str(digest.hexdigest())
 
 

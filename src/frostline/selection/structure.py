@@ -121,7 +121,9 @@ class Before:
         return f"before:{self.name}"
 
     def _locate(self, inventory: Inventory) -> tuple[str, int]:
-        starts = {p.name: p.start for p in reversed(inventory.placements) if p.name}
+        starts: dict[str, int] = {}
+        for placement in inventory.placements[1:]:
+            starts.setdefault(placement.name, placement.start)
         for group in inventory.groups:
             starts.update((alias.name, alias.position) for alias in group.aliases)
         name = the_one_named(self.name, list(starts), self.plain())
