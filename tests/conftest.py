@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -17,8 +19,9 @@ settings.register_profile(
 settings.register_profile("thorough", settings.get_profile("quick"), max_examples=500)
 settings.load_profile("quick")
 
-# Two threads on every machine: sums are then split, and rounded, the same way.
-torch.set_num_threads(2)
+# One thread on every machine: sums are then split, and rounded, the same way, and on a machine
+# that is busy with something else the tests do not spin at barriers.
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,6 +30,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Pretrained networks are cached for the session, away from the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FROSTLINE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)

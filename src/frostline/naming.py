@@ -11,7 +11,6 @@ them and training the other moves both, so whatever decides about tensors decide
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -78,24 +77,24 @@ class TensorGroup:
 
     Attributes:
         aliases: every name of every parameter of the group, in definition order.
+        firsts: the first name of each parameter, each object once (compared by identity).
+        named: the same as first name → parameter.
     """
+
+    __slots__ = ("aliases", "firsts", "named")
 
     def __init__(self, aliases: tuple[Alias, ...]) -> None:
         self.aliases = aliases
+        self.firsts = aliases if len(aliases) == 1 else _firsts(aliases)
+        self.named: dict[str, nn.Parameter] = {
+            alias.name: alias.tensor  # type: ignore[misc]  # the inventory made it from parameters
+            for alias in self.firsts
+        }
 
     @property
     def name(self) -> str:
         """The name that comes first in definition order, as in ``named_parameters``."""
         return self.aliases[0].name
-
-    @cached_property
-    def named(self) -> dict[str, nn.Parameter]:
-        """First name → parameter, each parameter object once (compared by identity)."""
-        found: dict[int, tuple[str, nn.Parameter]] = {}
-        for alias in self.aliases:
-            assert isinstance(alias.tensor, nn.Parameter)
-            found.setdefault(id(alias.tensor), (alias.name, alias.tensor))
-        return dict(found.values())
 
     @property
     def nbytes(self) -> int:
@@ -218,15 +217,10 @@ def memory_span(tensor: Tensor) -> tuple[int, int, int] | None:
     The storage is told apart by the address of its C++ object: ``data_ptr`` is 0 for every
     meta and every empty tensor.
     """
-    if is_lazy(tensor):
+    storage = _storage_of(tensor)
+    if storage is None:
         return None
-    local = getattr(tensor, "_local_tensor", tensor)  # a DTensor's shard
-    try:
-        storage = local.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # sparse, quantised and other opaque layouts
-        return None
-    if local.numel() == 0:
-        return None
+    local = getattr(tensor, "_local_tensor", tensor)
     itemsize = local.element_size()
     start = int(local.storage_offset()) * itemsize
     if local.is_contiguous():
@@ -235,33 +229,67 @@ def memory_span(tensor: Tensor) -> tuple[int, int, int] | None:
     return storage, start, start + (int(last) + 1) * itemsize
 
 
+def _storage_of(tensor: Tensor) -> int | None:
+    if is_lazy(tensor):
+        return None
+    if type(tensor) is not nn.Parameter:
+        tensor = getattr(tensor, "_local_tensor", tensor)  # a DTensor's shard
+    try:
+        storage: int = tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # sparse, quantised and other opaque layouts
+        return None
+    return storage if tensor.numel() else None
+
+
 def _group(aliases: list[Alias]) -> tuple[TensorGroup, ...]:
     """Join names of one parameter, and parameters whose memory overlaps."""
     by_tensor: dict[int, list[Alias]] = {}
+    by_storage: dict[int, list[int]] = {}
     for alias in aliases:
-        by_tensor.setdefault(id(alias.tensor), []).append(alias)
-    leader = {key: key for key in by_tensor}
-    by_storage: dict[int, list[tuple[int, int, int]]] = {}
-    for key, names in by_tensor.items():
-        span = memory_span(names[0].tensor)
-        if span is not None:
-            storage, start, end = span
-            by_storage.setdefault(storage, []).append((start, end, key))
-    for spans in by_storage.values():
-        # Views side by side in one buffer (cuDNN's RNN weights) are not aliases; overlaps are.
-        spans.sort()
-        reach, head = spans[0][1], spans[0][2]
-        for start, end, key in spans[1:]:
-            if start >= reach:
-                head = key
-            leader[key] = head
-            reach = max(reach, end)
+        key = id(alias.tensor)
+        if key in by_tensor:
+            by_tensor[key].append(alias)
+            continue
+        by_tensor[key] = [alias]
+        storage = _storage_of(alias.tensor)
+        if storage is not None:
+            by_storage.setdefault(storage, []).append(key)
+    leader: dict[int, int] = {}
+    for keys in by_storage.values():
+        if len(keys) > 1:
+            leader.update(_leaders({key: by_tensor[key][0].tensor for key in keys}))
+    if not leader:  # in definition order already
+        return tuple([TensorGroup(tuple(names)) for names in by_tensor.values()])
     groups: dict[int, list[Alias]] = {}
     for key, names in by_tensor.items():
-        groups.setdefault(leader[key], []).extend(names)
+        groups.setdefault(leader.get(key, key), []).extend(names)
     ordered = [sorted(names, key=_position) for names in groups.values()]
     ordered.sort(key=lambda names: names[0].position)
     return tuple(TensorGroup(tuple(names)) for names in ordered)
+
+
+def _leaders(tensors: dict[int, Tensor]) -> dict[int, int]:
+    """Tensor → the tensor that stands for those that it overlaps with, within one storage.
+
+    Views side by side in one buffer (cuDNN's RNN weights) are not aliases; overlaps are.
+    """
+    found = {key: memory_span(tensor) for key, tensor in tensors.items()}
+    spans = sorted((span[1], span[2], key) for key, span in found.items() if span is not None)
+    leader: dict[int, int] = {}
+    reach, head = spans[0][1], spans[0][2]
+    for start, end, key in spans:
+        if start >= reach:
+            head = key
+        leader[key] = head
+        reach = max(reach, end)
+    return leader
+
+
+def _firsts(aliases: tuple[Alias, ...]) -> tuple[Alias, ...]:
+    found: dict[int, Alias] = {}
+    for alias in aliases:
+        found.setdefault(id(alias.tensor), alias)
+    return tuple(found.values())
 
 
 def _position(alias: Alias) -> int:

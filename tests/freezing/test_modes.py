@@ -131,7 +131,7 @@ def test_a_child_whose_mode_is_read_but_that_is_not_called():
 
 def test_opting_out():
     model = Net(1)
-    frozen = fl.freeze(model, all_but="head", pin_eval=False)
+    frozen = fl.freeze(model, all_but="head", pin_eval=False, hold_statistics=False)
     assert all(m.training and not m._forward_pre_hooks for m in model.modules())
     assert frozen.names[0] == "stem.weight"
 

@@ -7,11 +7,13 @@ from torch import nn
 from frostline.collector import collector_paused
 from frostline.errors import PlanError
 from frostline.freezing.boundary import PendingGradients, settle_gradients
-from frostline.freezing.decide import decide, refuse_lazy, refuse_nothing_to_train
+from frostline.freezing.decide import decide, live_groups, refuse_nothing_to_train
+from frostline.freezing.flags import NO_WISH, Wish
 from frostline.freezing.frozen import Frozen
 from frostline.freezing.plan import Plan
+from frostline.freezing.special import refuse_lazy, refuse_observing, refuse_renormalised
 from frostline.naming import take_inventory
-from frostline.selection import SelectorLike
+from frostline.selection import Selector, SelectorLike, as_selector
 
 
 def freeze(
@@ -20,7 +22,8 @@ def freeze(
     *,
     all_but: SelectorLike | None = None,
     gradients: PendingGradients = "refuse",
-    pin_eval: bool = True,
+    pin_eval: bool | SelectorLike = True,
+    hold_statistics: bool = True,
     everything: bool = False,
 ) -> Frozen:
     """Freeze parameters, and the modules that hold nothing else, until undone.
@@ -35,7 +38,12 @@ def freeze(
         what: what to freeze: a selector, several, or a :class:`Plan`.
         all_but: freeze everything except this, which trains. Instead of ``what``.
         gradients: in the middle of a step, with gradients pending: ``refuse``, or ``drop`` them.
-        pin_eval: False leaves the modes of frozen modules to you.
+        pin_eval: False leaves the modes of frozen modules to you. A selector pins, besides the
+            frozen modules, those that hold what it selects, though they train:
+            ``"type:BatchNorm2d"`` for trainable scales over resting statistics.
+        hold_statistics: False lets go of the buffers of frozen modules: they may move, and are
+            not part of the proof. With ``pin_eval=False`` alone, a frozen module may run in train
+            mode, and its buffers are put back, bit for bit, after each forward.
         everything: True permits that no trainable parameter is left (a teacher network).
 
     Returns:
@@ -43,7 +51,8 @@ def freeze(
 
     Raises:
         SelectorError: (a ValueError) a selector matches nothing or is malformed.
-        PlanError: (a ValueError) rules are at odds about a tied tensor; nothing is left to train.
+        PlanError: (a ValueError) rules are at odds about a tied tensor; nothing is left to train;
+            a module would rewrite what is to be frozen (``max_norm``, an active observer).
         TransitionError: (a RuntimeError) gradients are pending.
         In each case nothing has changed.
 
@@ -63,7 +72,11 @@ def freeze(
         plan = what
     else:
         plan = Plan.freezing(what) if what is not None else Plan.all_but(_given(all_but))
-    return _transition(model, plan, gradients, pin_eval, everything)
+    wish = Wish(eval_mode=pin_eval is not False, held_buffers=hold_statistics)
+    also_pinned = None if isinstance(pin_eval, bool) else as_selector(pin_eval)
+    return _transition(
+        model, plan, gradients, wish=wish, also_pinned=also_pinned, everything=everything
+    )
 
 
 def unfreeze(
@@ -74,7 +87,8 @@ def unfreeze(
 ) -> Frozen:
     """Make parameters trainable again, and let modules that are no longer frozen train.
 
-    An optimizer that does not hold them trains nothing: declare them from the start
+    Rows that :func:`frostline.freeze_rows` holds are let go as well. An optimizer that does not
+    hold the parameters trains nothing: declare them from the start
     (``fl.optimizer(..., declare_all=True)``) or build a new one.
 
     Args:
@@ -97,7 +111,7 @@ def unfreeze(
     >>> frozen.names, model[0].bias.requires_grad
     (('0.weight',), True)
     """
-    return _transition(model, Plan.training(what), gradients, True, True)
+    return _transition(model, Plan.training(what), gradients, everything=True, lifts_rows=True)
 
 
 @collector_paused()
@@ -105,17 +119,28 @@ def _transition(
     model: nn.Module,
     plan: Plan,
     gradients: PendingGradients,
-    pin_eval: bool,
+    *,
+    wish: Wish = NO_WISH,
+    also_pinned: Selector | None = None,
     everything: bool,
+    lifts_rows: bool = False,
 ) -> Frozen:
     """Check everything first, so that a refusal leaves the model as it was."""
     inventory = take_inventory(model)
     decisions = decide(plan, inventory)
-    refuse_lazy([inventory.groups[index] for index in decisions])
+    pinned = sorted(also_pinned.find(inventory)) if also_pinned is not None else ()
+    refuse_lazy(inventory.groups[index] for index in decisions)
+    refuse_renormalised(
+        inventory.groups[index] for index, action in decisions.items() if action == "freeze"
+    )
     if not everything:
         refuse_nothing_to_train(model, inventory, decisions)
+    if wish.held_buffers:
+        refuse_observing(inventory, live_groups(inventory, decisions))
     settle_gradients(inventory, gradients)
-    return Frozen(model, plan, inventory, decisions, pin_eval=pin_eval)
+    return Frozen(
+        model, plan, inventory, decisions, wish=wish, also_pinned=pinned, lifts_rows=lifts_rows
+    )
 
 
 def _given(all_but: SelectorLike | None) -> SelectorLike:

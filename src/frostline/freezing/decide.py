@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from frostline.errors import PlanError
+from frostline.freezing.flags import can_train
 from frostline.freezing.plan import Action, Plan
 from frostline.naming import Inventory, TensorGroup
 from frostline.selection.patterns import Matches
@@ -29,35 +29,28 @@ def decide(plan: Plan, inventory: Inventory) -> dict[int, Action]:
     return {index: plan.rules[winner].action for index, winner in winners.items()}
 
 
-def refuse_lazy(groups: list[TensorGroup]) -> None:
-    """Raise PlanError if a parameter has no shape yet: there is nothing to hold frozen."""
-    for group in groups:
-        if any(is_lazy(parameter) for parameter in group.named.values()):
-            raise PlanError(
-                f"{group.name} is not initialised yet (a lazy module): run one batch through the"
-                " model, then freeze"
-            )
+def live_groups(inventory: Inventory, decisions: dict[int, Action]) -> list[TensorGroup]:
+    """The groups that train once the decisions are carried out."""
+    return [
+        group
+        for index, group in enumerate(inventory.groups)
+        if (decided := decisions.get(index)) != "freeze"
+        and any(
+            p.requires_grad or (decided == "train" and can_train(p)) for p in group.named.values()
+        )
+    ]
 
 
 def refuse_nothing_to_train(
     model: nn.Module, inventory: Inventory, decisions: dict[int, Action]
 ) -> None:
     """Raise PlanError if the decisions freeze something and leave nothing trainable."""
-    if "freeze" not in decisions.values():
-        return
-    for index, group in enumerate(inventory.groups):
-        decided = decisions.get(index)
-        if decided == "train" or (decided is None and _trains(group)):
-            return
-    raise PlanError(
-        f"this leaves nothing to train: all {len(inventory.groups)} tensors of"
-        f" {type(model).__name__} would be frozen. Exclude a part"
-        " (fl.freeze(model, all_but='head')), or say everything=True if that is meant"
-    )
-
-
-def _trains(group: TensorGroup) -> bool:
-    return any(parameter.requires_grad for parameter in group.named.values())
+    if "freeze" in decisions.values() and not live_groups(inventory, decisions):
+        raise PlanError(
+            f"this leaves nothing to train: all {len(inventory.groups)} tensors of"
+            f" {type(model).__name__} would be frozen. Leave a part trainable (all_but='head' in"
+            " Python, --train head on the command line), or say everything=True if that is meant"
+        )
 
 
 def _refuse_odds(

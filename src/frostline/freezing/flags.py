@@ -12,34 +12,58 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
 
-@dataclass
+class Wish(NamedTuple):
+    """What a call wants of the modules around the parameters that it claims.
+
+    Attributes:
+        eval_mode: that they run in eval mode.
+        held_buffers: that their buffers stay what they are.
+    """
+
+    eval_mode: bool
+    held_buffers: bool
+
+
+NO_WISH = Wish(eval_mode=False, held_buffers=False)
+
+
+@dataclass(slots=True)
 class Claim:
     """One call's hold on one parameter.
 
     Attributes:
         owner: token of the call.
-        trainable: the ``requires_grad`` that the call set.
+        trainable: the ``requires_grad`` that the call set; None if it is only about modules.
+        wish: what the call wants of the parameter's modules.
         before: the ``requires_grad`` that undoing it restores.
     """
 
     owner: int
-    trainable: bool
+    trainable: bool | None
+    wish: Wish
     before: bool
 
 
-@dataclass
-class _Stack:
-    """The claims on one parameter, and the reference that removes them when it dies."""
+class _Stack(weakref.ref[nn.Parameter]):
+    """The claims on one parameter; it removes itself when the parameter dies."""
+
+    __slots__ = ("claims", "key")
 
     claims: list[Claim]
-    guard: weakref.ref[nn.Parameter]
+    key: int
 
 
 _stacks: dict[int, _Stack] = {}
+
+
+def _forget(stack: weakref.ref[nn.Parameter]) -> None:
+    assert isinstance(stack, _Stack)
+    _stacks.pop(stack.key, None)
 
 
 def claims_on(parameter: nn.Parameter) -> list[Claim]:
@@ -48,56 +72,85 @@ def claims_on(parameter: nn.Parameter) -> list[Claim]:
     return stack.claims if stack is not None else []
 
 
-def lay_claim(parameter: nn.Parameter, owner: int, *, trainable: bool) -> None:
-    """Set ``requires_grad`` on behalf of ``owner``.
+def lay_claim(
+    parameter: nn.Parameter, owner: int, *, trainable: bool | None, wish: Wish = NO_WISH
+) -> None:
+    """Set ``requires_grad`` on behalf of ``owner``, unless ``trainable`` is None.
 
     A dtype that cannot have gradients (int8 weights) is claimed and stays as it is.
     """
     before = parameter.requires_grad
-    differentiable = parameter.is_floating_point() or parameter.is_complex()
-    parameter.requires_grad_(trainable and differentiable)
+    if trainable is not None and trainable != before:
+        parameter.requires_grad = trainable and can_train(parameter)
     key = id(parameter)
-    if key not in _stacks:
-        guard = weakref.ref(parameter, lambda _: _stacks.pop(key, None))
-        _stacks[key] = _Stack(claims=[], guard=guard)
-    _stacks[key].claims.append(Claim(owner=owner, trainable=trainable, before=before))
+    stack = _stacks.get(key)
+    if stack is None:
+        stack = _stacks[key] = _Stack(parameter, _forget)
+        stack.claims, stack.key = [], key
+    stack.claims.append(Claim(owner, trainable, wish, before))
 
 
-def release_claim(parameter: nn.Parameter, owner: int) -> None:
-    """Undo ``owner``'s claim exactly, as far as no later claim stands on it."""
-    stack = claims_on(parameter)
-    index = next((i for i, claim in enumerate(stack) if claim.owner == owner), None)
-    if index is None:
-        return
-    _drop(parameter, stack, index)
-    # A thaw that had lifted the freeze just undone, and lifts nothing else, goes with it:
-    # undoing the freeze must not leave "trainable" where "frozen by hand" was before.
-    while index < len(stack) and stack[index].trainable and not _any_freeze(stack[:index]):
-        _drop(parameter, stack, index)
-    if not stack:
-        del _stacks[id(parameter)]
+def release_claims(parameter: nn.Parameter, owner: int) -> None:
+    """Undo ``owner``'s claims exactly, as far as no later claim stands on them."""
+    claims = claims_on(parameter)
+    while (index := _place(claims, owner)) is not None:
+        _drop(parameter, claims, index)
+        # A thaw that had lifted the freeze just undone, and lifts nothing else, goes with it:
+        # undoing the freeze must not leave "trainable" where "frozen by hand" was before.
+        while index < len(claims) and claims[index].trainable and not freezes(claims[:index]):
+            _drop(parameter, claims, index)
+        if not claims:
+            del _stacks[id(parameter)]
 
 
 def is_held_frozen(parameter: nn.Parameter) -> bool:
     """Whether some call that was not undone froze the parameter, and none thawed it since."""
-    stack = claims_on(parameter)
-    return bool(stack) and not stack[-1].trainable
+    return freezes(claims_in_force(claims_on(parameter)))
 
 
 def is_held_by(parameter: nn.Parameter, owner: int) -> bool:
     """Whether ``owner``'s freeze of the parameter is in force: not undone, not thawed since."""
-    stack = claims_on(parameter)
-    index = next((i for i, claim in enumerate(stack) if claim.owner == owner), None)
-    return index is not None and not any(claim.trainable for claim in stack[index:])
+    for claim in claims_in_force(claims_on(parameter)):
+        if claim.owner == owner and claim.trainable is False:
+            return True
+    return False
 
 
-def _drop(parameter: nn.Parameter, stack: list[Claim], index: int) -> None:
-    claim = stack.pop(index)
-    if index < len(stack):
-        stack[index].before = claim.before
-    else:
-        parameter.requires_grad_(claim.before)
+def claims_in_force(claims: list[Claim]) -> list[Claim]:
+    """Of the claims on a parameter, those that no later thaw lifted."""
+    for index in range(len(claims) - 1, -1, -1):
+        if claims[index].trainable:
+            return claims[index + 1 :]
+    return claims
 
 
-def _any_freeze(claims: list[Claim]) -> bool:
-    return any(not claim.trainable for claim in claims)
+def freezes(claims: list[Claim]) -> bool:
+    """Whether one of the claims freezes."""
+    return any(claim.trainable is False for claim in claims)
+
+
+def wish_of(claims: list[Claim]) -> Wish:
+    """What the claims want, together, of the modules around the parameter."""
+    if len(claims) == 1:
+        return claims[0].wish
+    return Wish(
+        eval_mode=any(claim.wish.eval_mode for claim in claims),
+        held_buffers=any(claim.wish.held_buffers for claim in claims),
+    )
+
+
+def can_train(parameter: nn.Parameter) -> bool:
+    """Whether the dtype can have gradients."""
+    return parameter.is_floating_point() or parameter.is_complex()
+
+
+def _place(claims: list[Claim], owner: int) -> int | None:
+    return next((i for i, claim in enumerate(claims) if claim.owner == owner), None)
+
+
+def _drop(parameter: nn.Parameter, claims: list[Claim], index: int) -> None:
+    claim = claims.pop(index)
+    if index < len(claims):
+        claims[index].before = claim.before
+    elif parameter.requires_grad != claim.before:
+        parameter.requires_grad = claim.before

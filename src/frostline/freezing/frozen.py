@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Iterable
 from types import TracebackType
+from typing import Any
 
 from torch import nn
 
 from frostline.collector import collector_paused
 from frostline.errors import TransitionError
-from frostline.freezing.flags import is_held_by, lay_claim, release_claim
-from frostline.freezing.modes import EvalPin, pin_frozen_modules, pin_of
+from frostline.freezing.flags import NO_WISH, Wish, is_held_by, lay_claim, release_claims
+from frostline.freezing.lifting import Lifted, lift_rows
+from frostline.freezing.modes import Pin, pin_of
 from frostline.freezing.plan import Action, Plan
+from frostline.freezing.standing import settle_modes
 from frostline.freezing.table import freeze_table
 from frostline.naming import Inventory, TensorGroup
 from frostline.proof import Evidence, Proof
@@ -31,6 +35,9 @@ class Frozen:
 
     Attributes:
         plan: the rules that were applied.
+        model: the model that was given.
+        wish: what the call wants of the modules that are frozen.
+        repairs: after a resume with ``repair=True``, the names that were mapped.
 
     >>> import frostline as fl
     >>> from torch import nn
@@ -49,38 +56,49 @@ class Frozen:
         inventory: Inventory,
         decisions: dict[int, Action],
         *,
-        pin_eval: bool,
+        wish: Wish = NO_WISH,
+        also_pinned: Iterable[int] = (),
+        lifts_rows: bool = False,
     ) -> None:
         self.plan = plan
-        self._model = model
+        self.model = model
+        self.wish = wish
+        self.repairs: tuple[str, ...] = ()
         self._token = next(_tokens)
         self._frozen = _groups(inventory, decisions, "freeze")
         self._trained = _groups(inventory, decisions, "train")
+        self._also_pinned = tuple(inventory.groups[index] for index in also_pinned)
         self._buffers = inventory.buffers
         self._evidence = Evidence()
-        self._pins: dict[str, EvalPin | None] = {}
-        self._modes_before = [(module, module.training) for module in model.modules()]
+        self._pins: dict[str, Pin | None] = {}
+        self._modes_before = [(placed.module, placed.module.training) for placed in inventory[0]]
+        self._lifted: Lifted | None = None
         self._undone = False
-        self._apply(pin_eval)
+        self._apply()
+        if lifts_rows:
+            self._lifted = lift_rows(self._trained)
         _handles[self._token] = self
         _settle_all()
 
-    def _apply(self, pin_eval: bool) -> None:
+    def _apply(self) -> None:
         """Set flags and modes; if one parameter refuses, nothing has changed."""
+        claims: tuple[tuple[tuple[TensorGroup, ...], bool | None, Wish], ...] = (
+            (self._frozen, False, self.wish),
+            (self._trained, True, NO_WISH),
+            (self._also_pinned, None, self.wish),
+        )
         try:
-            for group in self._frozen:
-                for parameter in group.named.values():
-                    lay_claim(parameter, self._token, trainable=False)
-            for group in self._trained:
-                for parameter in group.named.values():
-                    lay_claim(parameter, self._token, trainable=True)
+            for groups, trainable, wish in claims:
+                for group in groups:
+                    for parameter in group.named.values():
+                        lay_claim(parameter, self._token, trainable=trainable, wish=wish)
         except RuntimeError:
             self._release()
             raise
         for group in self._frozen:
             for parameter in group.named.values():
                 parameter.grad = None
-        pin_frozen_modules(self._model, allowed=pin_eval)
+        settle_modes(self.model)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -91,6 +109,11 @@ class Frozen:
     def buffers(self) -> tuple[str, ...]:
         """Names of the buffers in modules that are frozen, which the proof covers too."""
         return self._evidence.names("buffer")
+
+    @property
+    def pinned_besides(self) -> tuple[str, ...]:
+        """Names of the parameters whose modules are pinned though they may train."""
+        return tuple(name for group in self._also_pinned for name in group.named)
 
     def verify(self) -> Proof:
         """Prove that every frozen parameter and buffer is bitwise what it was when frozen.
@@ -112,6 +135,17 @@ class Frozen:
         """Name → fingerprint of each frozen tensor as it is now, to compare across processes."""
         return self._evidence.fingerprints()
 
+    def state_dict(self) -> dict[str, Any]:
+        """This freeze, by name, for :func:`frostline.resume_freeze`.
+
+        The plan, every parameter's shape and flag, the fingerprint of what is held frozen, and
+        the pinned modules. Plain types alone: it goes into JSON, and into a checkpoint that
+        ``torch.load`` reads with ``weights_only=True``.
+        """
+        from frostline.freezing.resume import freeze_state  # it builds handles itself
+
+        return freeze_state(self)
+
     @collector_paused()
     def undo(self) -> None:
         """Restore flags, modes and hooks exactly as they were before this call; once.
@@ -122,9 +156,11 @@ class Frozen:
             return
         self._undone = True
         del _handles[self._token]
-        later = [h for h in _handles.values() if h._model is self._model and h._token > self._token]
+        later = [h for h in _handles.values() if h.model is self.model and h._token > self._token]
         self._release()
-        pin_frozen_modules(self._model)
+        if self._lifted is not None:
+            self._lifted.put_down()
+        settle_modes(self.model)
         if not later:
             # A pinned module runs in eval mode whatever its flag says; the flag may have been
             # set by train() since, and is put back all the same.
@@ -135,9 +171,9 @@ class Frozen:
         _settle_all()
 
     def _release(self) -> None:
-        for group in (*self._frozen, *self._trained):
+        for group in (*self._frozen, *self._trained, *self._also_pinned):
             for parameter in group.named.values():
-                release_claim(parameter, self._token)
+                release_claims(parameter, self._token)
                 if not parameter.requires_grad:
                     parameter.grad = None
 
@@ -146,18 +182,14 @@ class Frozen:
         parameters = [
             alias
             for group in self._frozen
-            for name, parameter in group.named.items()
-            if is_held_by(parameter, self._token)
-            for alias in group.aliases
-            if alias.name == name
+            for alias in group.firsts
+            if is_held_by(alias.tensor, self._token)  # type: ignore[arg-type]  # a parameter
         ]
         pins = {a.name: pin_of(a.owner) for a in self._buffers} if parameters else {}
-        buffers = [a for a in self._buffers if pins.get(a.name) is not None]
+        buffers = [a for a in self._buffers if _holds_buffers(pins.get(a.name))]
         # A module that was thawed and frozen again has a new pin: what its buffers held under
-        # the old one is no evidence any more, so forget first, then record.
-        self._evidence.cover(
-            [*parameters, *(a for a in buffers if self._pins.get(a.name) is pins[a.name])]
-        )
+        # the old one is no evidence any more.
+        self._evidence.forget(name for name, pin in self._pins.items() if pins.get(name) is not pin)
         self._evidence.cover([*parameters, *buffers])
         self._pins = pins
 
@@ -173,7 +205,7 @@ class Frozen:
         self.undo()
 
     def __str__(self) -> str:
-        return freeze_table(self._model)
+        return freeze_table(self.model)
 
     def __repr__(self) -> str:
         state = "undone" if self._undone else f"{len(self.names)} parameters held"
@@ -185,6 +217,10 @@ def _groups(
 ) -> tuple[TensorGroup, ...]:
     chosen = sorted(index for index, decided in decisions.items() if decided == action)
     return tuple(inventory.groups[index] for index in chosen)
+
+
+def _holds_buffers(pin: Pin | None) -> bool:
+    return pin is not None and pin.wish.held_buffers
 
 
 def _settle_all() -> None:

@@ -1,179 +1,174 @@
-"""Frozen modules run in eval mode, whatever ``model.train()`` says.
+"""Frozen modules run in eval mode and keep their buffers, whatever ``model.train()`` says.
 
 ``requires_grad=False`` stops no BatchNorm statistic and no dropout, and one ``model.train()``
 undoes ``eval()``. So each frozen module carries a forward pre-hook that sets ``training`` to
 False just before it runs. A hook that is an object of a module-level class survives
 ``train()``, deepcopy, pickle and torch.compile, where an overridden ``train`` method does not.
+
+Where the mode is left to the user, or the mode alone stops nothing (quantisation observers), the
+same hook notes the module's buffers before forward and puts them back afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from torch import Tensor, nn
 
-from torch import nn
-
-from frostline.freezing.flags import is_held_frozen
-from frostline.naming import walk_modules
+from frostline.freezing.flags import NO_WISH, Wish
 
 
-class EvalPin:
-    """The hook: forces eval mode, and remembers the mode that the module had before.
+class Pin:
+    """The hook: forces eval mode and holds buffers, as far as either is wanted.
 
     Attributes:
+        wish: what is wanted of the module.
         mode_before: the module's ``training`` when it was pinned.
         is_copy: whether this pin came with a copied or unpickled module; no freeze call stands
             behind it then, and it stays until the module is thawed.
+        trains: whether the module is pinned by a selector although its parameters may train.
         borrowed: modules without parameters that also serve elsewhere, in a part that trains
             (one shared ``nn.Dropout``); they are in eval mode only while this module runs.
     """
 
+    # What few pins have is no attribute of the many: a large model has a pin for every module.
+    is_copy = False
+    trains = False
+    borrowed: tuple[nn.Module, ...] = ()
+    restores = False
+    had_nested_tensors = False
+    # Stacks, since a module may call itself.
+    _lent: tuple[list[bool], ...] = ()
+    _noted: tuple[dict[str, tuple[Tensor, Tensor]], ...] = ()
+
     def __init__(self, *, mode_before: bool) -> None:
+        self.wish = NO_WISH
         self.mode_before = mode_before
-        self.is_copy = False
-        self.borrowed: tuple[nn.Module, ...] = ()
-        self._lent: list[bool] = []
 
     def __call__(self, module: nn.Module, args: object) -> None:
-        """Put the module, and all that is pinned below it, in eval mode."""
-        if module.training:
+        """Put the module, and all that is pinned below it, in eval mode; note its buffers."""
+        if self.wish.eval_mode and module.training:
             # Not only itself: a module may read the mode of a child that it does not call.
             for below in module.modules():
-                if pin_of(below) is not None:
+                if (pin := pin_of(below)) is not None and pin.wish.eval_mode:
                     below.training = False
         if self.borrowed:
-            self._lent = [borrowed.training for borrowed in self.borrowed]
+            self._lent = (*self._lent, [borrowed.training for borrowed in self.borrowed])
             for borrowed in self.borrowed:
                 borrowed.training = False
+        if self.restores:
+            noted = {
+                key: (buffer, buffer.detach().clone())
+                for key, buffer in module._buffers.items()
+                if buffer is not None
+            }
+            self._noted = (*self._noted, noted)
 
-    def give_back(self) -> None:
-        """Put the borrowed modules back in the mode that they had."""
-        for borrowed, mode in zip(self.borrowed, self._lent, strict=False):
-            borrowed.training = mode
+    def afterwards(self, module: nn.Module) -> None:
+        """Give borrowed modules their mode back, and the module its buffers."""
+        if self._lent:
+            self._lent, modes = self._lent[:-1], self._lent[-1]
+            for borrowed, mode in zip(self.borrowed, modes, strict=True):
+                borrowed.training = mode
+        if self._noted:
+            self._noted, noted = self._noted[:-1], self._noted[-1]
+            for key, (buffer, content) in noted.items():
+                # .data: backward may hold the buffer, and takes a new version for a new value.
+                buffer.data.copy_(content)
+                module._buffers[key] = buffer
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "is_copy": True}
+        return {**self.__dict__, "is_copy": True, "_lent": (), "_noted": ()}
 
 
-def _give_back(module: nn.Module, args: object, output: object) -> None:
+def _afterwards(module: nn.Module, args: object, output: object) -> None:
     pin = pin_of(module)
     if pin is not None:
-        pin.give_back()
+        pin.afterwards(module)
 
 
-def pin_of(module: nn.Module) -> EvalPin | None:
+def pin_of(module: nn.Module) -> Pin | None:
     """The module's pin, or None; found on the module itself, so that copies have theirs."""
     for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, EvalPin):
+        if isinstance(hook, Pin):
             return hook
     return None
 
 
-def pin_frozen_modules(model: nn.Module, *, allowed: bool = True) -> None:
-    """Pin every module that is frozen now, and release those that are not.
+def pin_module(
+    module: nn.Module,
+    wish: Wish,
+    *,
+    trains: bool,
+    borrowed: tuple[nn.Module, ...],
+    keeps_padding: bool,
+) -> None:
+    """Give the module a pin for this wish, or adapt the one that it has.
 
-    A module is frozen when it has parameters, its own or below, none of them is trainable, and
-    a freeze holds at least one. One without parameters goes with its nearest ancestor that has
-    some, in all places where it hangs. With ``allowed=False`` no module is newly pinned.
+    Args:
+        module: the module.
+        wish: what is wanted of it.
+        trains: whether its parameters may train all the same.
+        borrowed: children without parameters that also serve in a part that trains.
+        keeps_padding: it is a TransformerEncoder with a layer in eval mode.
     """
-    frozen, borrowed = _frozen_modules(model)
-    for module in {id(m): m for _, m in walk_modules(model)}.values():
-        pin = pin_of(module)
-        if id(module) in frozen:
-            if pin is None and allowed:
-                pin = _pin(module)
-            if pin is not None:
-                module.training = False
-                _lend(module, pin, borrowed.get(id(module), ()))
-        elif pin is not None:
-            _unpin(module, pin)
+    pin = pin_of(module)
+    if pin is None:
+        pin = Pin(mode_before=module.training)
+        module.register_forward_pre_hook(pin, prepend=True)
+    if pin.trains != trains:
+        pin.trains = trains
+    if wish.eval_mode:
+        if module.training:
+            module.training = False
+    elif pin.wish.eval_mode:
+        module.training = pin.mode_before
+    pin.wish = wish
+    _keep_padding(module, pin, keeps_padding)
+    restores = bool(module._buffers) and wish.held_buffers and not _rests(module, wish)
+    _assist(module, pin, restores=restores, borrowed=borrowed if wish.eval_mode else ())
 
 
-def _pin(module: nn.Module) -> EvalPin:
-    pin = EvalPin(mode_before=module.training)
-    module.register_forward_pre_hook(pin, prepend=True)
-    return pin
-
-
-def _unpin(module: nn.Module, pin: EvalPin) -> None:
-    _lend(module, pin, ())
+def unpin_module(module: nn.Module, pin: Pin) -> None:
+    """Take the pin away; the module has the mode that it had before."""
+    _assist(module, pin, restores=False, borrowed=())
+    _keep_padding(module, pin, False)
     key = next(key for key, hook in module._forward_pre_hooks.items() if hook is pin)
     del module._forward_pre_hooks[key]
     module.training = pin.mode_before
 
 
-def _lend(module: nn.Module, pin: EvalPin, borrowed: tuple[nn.Module, ...]) -> None:
-    """Have the module borrow these while it runs; the second hook is there only if needed."""
-    if borrowed and not pin.borrowed:
-        module.register_forward_hook(_give_back, always_call=True)
-    elif pin.borrowed and not borrowed:
-        key = next(key for key, hook in module._forward_hooks.items() if hook is _give_back)
+def _assist(
+    module: nn.Module, pin: Pin, *, restores: bool, borrowed: tuple[nn.Module, ...]
+) -> None:
+    """Set what the pin does around forward; the hook after forward is there only if needed."""
+    had, has = pin.restores or bool(pin.borrowed), restores or bool(borrowed)
+    if not had and not has:
+        return
+    pin.restores, pin.borrowed = restores, borrowed
+    if has and not had:
+        # First of all, so that the user's hooks see the module as it stays.
+        module.register_forward_hook(_afterwards, prepend=True, always_call=True)
+    elif had and not has:
+        key = next(key for key, hook in module._forward_hooks.items() if hook is _afterwards)
         del module._forward_hooks[key]
         module._forward_hooks_always_called.pop(key, None)
-    pin.borrowed = borrowed
 
 
-@dataclass
-class _Standing:
-    """What is known of one module: whether parameters lie below it, and how they stand."""
+def _keep_padding(module: nn.Module, pin: Pin, keeps_padding: bool) -> None:
+    """Keep a TransformerEncoder off the path that zeroes padded positions, taken in eval only.
 
-    has_parameters: bool = False
-    trains: bool = False
-    held: bool = False
-    verdicts: set[bool] = field(default_factory=set)
-
-
-def _frozen_modules(
-    model: nn.Module,
-) -> tuple[set[int], dict[int, tuple[nn.Module, ...]]]:
-    """Ids of the frozen modules, and for each which parameterless children it only borrows."""
-    placements = list(_edges(model))
-    standing = {id(module): _own_standing(module) for _, module in placements}
-    # Parents precede children in the walk, so the reverse order settles children first.
-    for parent, module in reversed(placements):
-        if parent is not None:
-            _add(standing[id(parent)], standing[id(module)])
-    for parent, module in placements:
-        mine = standing[id(module)]
-        above = standing[id(parent)].verdicts if parent is not None else {False}
-        if mine.has_parameters:
-            held = mine.held or True in mine.verdicts or above == {True}
-            mine.verdicts = {held and not mine.trains}
-        else:
-            mine.verdicts |= above
-    frozen = {key for key, mine in standing.items() if mine.verdicts == {True}}
-    borrowed: dict[int, tuple[nn.Module, ...]] = {}
-    for parent, module in placements:
-        if parent is not None and id(parent) in frozen and id(module) not in frozen:
-            borrowed[id(parent)] = (*borrowed.get(id(parent), ()), module)
-    return frozen, borrowed
+    Frozen and trained, the encoder would otherwise hand different values to the live part; and
+    one of which only the first layers are frozen would hand the next a nested tensor, which a
+    layer in train mode does not take.
+    """
+    if not isinstance(module, nn.TransformerEncoder):
+        return
+    if keeps_padding and module.use_nested_tensor:
+        pin.had_nested_tensors, module.use_nested_tensor = True, False
+    elif not keeps_padding and pin.had_nested_tensors:
+        pin.had_nested_tensors, module.use_nested_tensor = False, True
 
 
-def _edges(model: nn.Module) -> Iterator[tuple[nn.Module | None, nn.Module]]:
-    """(parent, module) for every place in the module tree, parents first."""
-    stack: list[tuple[nn.Module | None, nn.Module, frozenset[int]]] = [(None, model, frozenset())]
-    while stack:
-        parent, module, above = stack.pop()
-        yield parent, module
-        above = above | {id(module)}
-        stack.extend(
-            (module, child, above)
-            for child in reversed(list(module._modules.values()))
-            if child is not None and id(child) not in above
-        )
-
-
-def _own_standing(module: nn.Module) -> _Standing:
-    pin = pin_of(module)
-    own = [p for p in module._parameters.values() if p is not None]
-    return _Standing(
-        has_parameters=bool(own),
-        trains=any(p.requires_grad for p in own),
-        held=any(is_held_frozen(p) for p in own) or (pin is not None and pin.is_copy),
-    )
-
-
-def _add(parent: _Standing, child: _Standing) -> None:
-    parent.has_parameters |= child.has_parameters
-    parent.trains |= child.trains
-    parent.held |= child.held and child.has_parameters
+def _rests(module: nn.Module, wish: Wish) -> bool:
+    """Whether eval mode alone keeps the buffers; observers of torch.ao take no notice of it."""
+    observes = any("Observer" in base.__name__ for base in type(module).__mro__)
+    return wish.eval_mode and not observes

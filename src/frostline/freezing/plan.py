@@ -115,7 +115,8 @@ class Plan:
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise PlanError(f"cannot read the plan {str(path)!r}: {error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise PlanError(f"cannot read the plan {str(path)!r}: {reason}") from error
         return Plan.parse(text, source=str(path))
 
     def to_yaml(self) -> str:

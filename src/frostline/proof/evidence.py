@@ -64,9 +64,16 @@ class Evidence:
         """Names of the tensors of one kind that are covered."""
         return tuple(name for name, entry in self._witnessed.items() if entry.kind == kind)
 
+    def forget(self, names: Iterable[str]) -> None:
+        """Cover these no more; what they held is recorded anew if they are covered again."""
+        for name in names:
+            self._witnessed.pop(name, None)
+
     def cover(self, aliases: Iterable[Alias]) -> None:
         """Cover exactly these tensors: forget others, keep what is known, record what is new."""
         wanted = {alias.name: alias for alias in aliases}
+        if wanted.keys() == self._witnessed.keys():
+            return
         new = [alias for name, alias in wanted.items() if name not in self._witnessed]
         with torch.no_grad():
             references = take_references([alias.tensor for alias in new])
@@ -84,7 +91,7 @@ class Evidence:
     def changes(self) -> list[Change]:
         """The covered tensors that are not bitwise what they were, in the model's order."""
         with torch.no_grad():
-            found = (_change(entry) for entry in self._witnessed.values())
+            found = (change_in(entry) for entry in self._witnessed.values())
             return [change for change in found if change is not None]
 
     def verify(self) -> Proof:
@@ -101,7 +108,8 @@ class Evidence:
         )
 
 
-def _change(entry: Witnessed) -> Change | None:
+def change_in(entry: Witnessed) -> Change | None:
+    """How a tensor differs from what it was, and the likely cause; None if it does not."""
     now = entry.now()
     moved = None if now is None else movement(entry.reference, now)
     if now is not None and moved is None:

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from frostline.naming import tensor_bytes
 from frostline.proof.fingerprint import as_bytes, fingerprint, has_plain_content
@@ -32,7 +35,7 @@ class Reference:
         shape: its shape; None for a nested tensor, which has no single one.
         dtype: its dtype.
         elements: number of elements.
-        digest: its fingerprint, or None where ``values`` is a whole copy.
+        digest: its fingerprint, or None where ``values`` is a whole copy, or on meta.
         values: flat CPU copy of all elements, or of a sample; None if it has no plain content.
     """
 
@@ -58,12 +61,19 @@ class Movement:
     max_abs: float
 
 
-def take_references(tensors: Sequence[Tensor]) -> list[Reference]:
-    """Record tensors as they are now, in the order given; copies stay within the budget."""
-    budget = COPY_BUDGET_BYTES
-    references: list[Reference | None] = [None] * len(tensors)
-    sizes = [tensor_bytes(tensor) for tensor in tensors]
-    for index in sorted(range(len(tensors)), key=sizes.__getitem__):
+def take_references(
+    tensors: Sequence[Tensor], *, budget_bytes: float | None = None
+) -> list[Reference]:
+    """Record tensors as they are now, in the order given; copies stay within the budget.
+
+    Args:
+        tensors: what to record.
+        budget_bytes: bytes of copies to hold at most; COPY_BUDGET_BYTES by default.
+    """
+    budget = COPY_BUDGET_BYTES if budget_bytes is None else budget_bytes
+    references = [_without_content(tensor) for tensor in tensors]
+    sizes = {n: tensor_bytes(tensors[n]) for n, known in enumerate(references) if known is None}
+    for index in sorted(sizes, key=sizes.__getitem__):
         copied = sizes[index] <= budget and has_plain_content(tensors[index])
         budget -= sizes[index] * copied
         references[index] = _copy(tensors[index]) if copied else _sample(tensors[index])
@@ -74,17 +84,31 @@ def movement(reference: Reference, tensor: Tensor) -> Movement | None:
     """None if ``tensor`` holds exactly what it held; else how far it moved."""
     if tensor.dtype != reference.dtype or _shape(tensor) != reference.shape:
         return Movement(compared=0, moved=0, max_abs=float("nan"))
+    if reference.digest is None and reference.values is None:
+        return None if tensor.is_meta else Movement(compared=0, moved=0, max_abs=float("nan"))
     if reference.digest is None:
         assert reference.values is not None
         now = tensor.detach().reshape(-1).cpu()
         if torch.equal(as_bytes(now), as_bytes(reference.values)):
             return None
-        return _difference(reference.values, now)
+        return difference(reference.values, now)
     if fingerprint(tensor) == reference.digest:
         return None
     if reference.values is None:
         return Movement(compared=0, moved=0, max_abs=float("nan"))
-    return _difference(reference.values, _evenly_spaced(tensor))
+    return difference(reference.values, _evenly_spaced(tensor))
+
+
+def _without_content(tensor: Tensor) -> Reference | None:
+    """The reference of a tensor on meta; None if there is content to look at."""
+    if is_lazy(tensor) or not tensor.is_meta or tensor.is_nested:
+        return None
+    return _shape_alone(tuple(tensor.shape), tensor.dtype)
+
+
+@lru_cache(maxsize=1024)
+def _shape_alone(shape: tuple[int, ...], dtype: torch.dtype) -> Reference:
+    return Reference(shape=shape, dtype=dtype, elements=prod(shape), digest=None, values=None)
 
 
 def _copy(tensor: Tensor) -> Reference:
@@ -125,7 +149,8 @@ def _evenly_spaced(tensor: Tensor) -> Tensor:
     return tensor.detach()[index].reshape(-1).to("cpu", copy=True)
 
 
-def _difference(before: Tensor, now: Tensor) -> Movement:
+def difference(before: Tensor, now: Tensor) -> Movement:
+    """How far two flat CPU tensors of one dtype and size are apart; ``moved`` 0 if nowhere."""
     itemsize = before.element_size()
     bits_differ = as_bytes(before).view(-1, itemsize) != as_bytes(now).view(-1, itemsize)
     moved = bits_differ.any(dim=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
 from typing import Protocol, TypeAlias, Union
@@ -211,7 +211,7 @@ def kind(*classes: type[nn.Module]) -> Selector:
     return Selector(OfClass(classes))
 
 
-def where(accepts: object) -> Selector:
+def where(accepts: Callable[[str, nn.Parameter], bool]) -> Selector:
     """Select the parameters for which ``accepts(name, parameter)`` is true under any name.
 
     >>> one_dimensional = where(lambda name, p: p.ndim == 1)
