@@ -1,0 +1,106 @@
+"""``frostline check``: the linter's findings for a model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from frostline.cli.chosen_plan import chosen_plan
+from frostline.cli.console import print_json, results
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from frostline.check import Finding
+
+PAGES = "docs/checks/"
+
+
+def check(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="tutorial, digits-cnn, package.module:factory, path/model.py:factory.",
+        ),
+    ],
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SELECTOR", help="Freeze this first, the rest as it is; repeatable."),
+    ] = None,
+    train: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SELECTOR", help="First freeze all else than this; repeatable."),
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Apply a plan file first, and check it too.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object: the findings and their number.")
+    ] = False,
+) -> None:
+    """Look for what goes wrong when layers are frozen, in a model as its factory builds it.
+
+    Each finding is one line: its code, where, what, and the mend. Exit code 1 if one of them is an
+    error. The optimizer, the scheduler and a batch are checked in Python: fl.check(model,
+    optimizer, scheduler, example=batch).
+
+    Example: frostline check digits-cnn --train head
+
+    Next: frostline finetune --train head
+    """
+    chosen = chosen_plan(freeze, train, plan)
+    from frostline.check import check as look
+    from frostline.finetune.models import load_model
+    from frostline.freezing import freeze as apply
+
+    built = load_model(model)
+    if chosen is not None:
+        apply(built, chosen)
+    findings = look(built, plan=chosen)
+    errors = sum(finding.severity == "error" for finding in findings)
+    if as_json:
+        print_json(
+            {
+                "source": model,
+                "plan": [{r.action: r.select.plain()} for r in chosen.rules] if chosen else None,
+                "errors": errors,
+                "warnings": len(findings) - errors,
+                "findings": [asdict(finding) for finding in findings],
+            }
+        )
+    else:
+        _show(findings, errors)
+    if errors:
+        raise typer.Exit(1)
+
+
+def _show(findings: list[Finding], errors: int) -> None:
+    console = results()
+    for finding in findings:
+        # Not wrapped: one finding is one line, for grep and for editors.
+        console.print(_line(finding), soft_wrap=True)
+    if not findings:
+        console.print("No findings.")
+        return
+    console.print(
+        f"{_counted(len(findings), 'finding')}: {_counted(errors, 'error')},"
+        f" {_counted(len(findings) - errors, 'warning')}."
+        f" Each code has a page, such as {PAGES}{findings[0].code}.md",
+        soft_wrap=True,
+    )
+
+
+def _line(finding: Finding) -> Text:
+    from rich.text import Text
+
+    line = Text(str(finding))
+    line.stylize("bold red" if finding.severity == "error" else "bold yellow", 0, 5)
+    return line
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count} {word}{'s' * (count != 1)}"

@@ -1,0 +1,159 @@
+"""What a person sees of a fine-tuning job: its progress, then its result."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from frostline.finetune.metrics import EpochMetrics
+from frostline.finetune.networks import PRETRAINED
+from frostline.finetune.result import Result, Savings
+from frostline.units import format_bytes, format_count, format_seconds
+
+
+class Display:
+    """Shows a job's progress: a bar on a terminal, elsewhere a line an epoch.
+
+    A :class:`frostline.finetune.watcher.Watcher`, and a context manager that clears the bar.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=None, visible=False, figures="")
+        self._epochs = 0
+
+    def __enter__(self) -> Display:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def note(self, text: str) -> None:
+        """Print one line, above the bar if there is one."""
+        # As Text: a path may hold what rich takes for markup. soft_wrap: so that a command in
+        # it can be copied.
+        self._console.print(Text(text), soft_wrap=True)
+
+    def begin(self, *, epochs: int, done: int, steps: int) -> None:
+        """Show the bar."""
+        self._epochs = epochs
+        self._bar.update(
+            self._task,
+            description=f"epoch {min(done + 1, epochs)}/{epochs}",
+            total=epochs * steps,
+            completed=done * steps,
+            visible=True,
+        )
+
+    def step(self, loss: float) -> None:
+        """Move the bar."""
+        self._bar.advance(self._task)
+
+    def epoch(self, metrics: EpochMetrics) -> None:
+        """Say how the epoch went."""
+        figures = f"loss {metrics.loss:.3f}  accuracy {metrics.accuracy:.1%}"
+        if self._console.is_terminal:
+            coming = min(metrics.epoch + 1, self._epochs)
+            description = f"epoch {coming}/{self._epochs}"
+            self._bar.update(self._task, description=description, figures=figures)
+        else:
+            self.note(f"epoch {metrics.epoch}/{self._epochs}  {figures}")
+
+    def measuring(self) -> None:
+        """Say that the end is near."""
+        self._bar.update(self._task, description="measuring what freezing saved")
+
+
+def show(result: Result, console: Console) -> None:
+    """Print a result as tables that fit 80 columns."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column()
+    facts.add_row("accuracy", _accuracy(result))
+    facts.add_row("proof", _proof(result))
+    facts.add_row("trained", _trained(result))
+    console.print()
+    console.print(facts)
+    console.print()
+    if result.saved:
+        console.print(_savings(result.saved))
+        console.print()
+    # Not in a table: a path that is cut by a line break can't be copied.
+    for label, text in (("run", str(result.run)), ("next", result.next)):
+        console.print(Text.assemble((f"{label:<10}", "bold"), text), soft_wrap=True)
+
+
+def _accuracy(result: Result) -> Text:
+    accuracy = result.accuracy
+    # Otherwise the gain looks like one over a network that already knew something of the task.
+    why = " (the head is new)" if result.model == PRETRAINED else ""
+    return Text.assemble(
+        f"{_percent(accuracy.before)}{why} → ",
+        (_percent(accuracy.after), "bold green" if accuracy.after > accuracy.before else "bold"),
+        f" on {accuracy.held_out} held-out scans; {result.epochs} epochs in"
+        f" {format_seconds(result.train_seconds)}",
+    )
+
+
+def _proof(result: Result) -> Text:
+    proof = result.proof
+    count = f"{proof.parameters} parameters, {proof.buffers} buffers"
+    if proof.ok:
+        return Text.assemble(
+            ("holds", "bold green"),
+            f": {proof.tensors} frozen tensors ({count}) are bitwise unchanged; checked in"
+            f" {format_seconds(proof.seconds)}",
+        )
+    return Text.assemble(
+        ("FAILED", "bold red"),
+        f": {len(proof.changes)} of {proof.tensors} frozen tensors ({count}) changed",
+    )
+
+
+def _trained(result: Result) -> str:
+    trained = result.trained
+    return (
+        f"{format_count(trained.parameters)} of {format_count(trained.of)} parameters"
+        f" ({trained.rules})"
+    )
+
+
+def _savings(saved: Savings) -> Table:
+    table = Table(box=None, padding=(0, 2), pad_edge=False)
+    table.add_column("one step", style="bold", header_style="bold", no_wrap=True)
+    for heading in ("frozen", "full training", "saved"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for label, field in (
+        ("gradients", "gradient_bytes"),
+        ("optimizer state", "optimizer_state_bytes"),
+        ("activations kept", "activation_bytes"),
+        ("time", "step_seconds"),
+    ):
+        frozen, full = (float(getattr(side, field)) for side in (saved.frozen, saved.full))
+        unit = format_seconds if field == "step_seconds" else format_bytes
+        share = f"{1 - frozen / full:.0%}" if full else "-"
+        table.add_row(label, unit(frozen), unit(full), share)
+    return table
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}"

@@ -1,0 +1,202 @@
+"""``frostline inspect``: a model or a checkpoint as a tree."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from frostline.cli.chosen_plan import chosen_plan
+from frostline.cli.console import print_json, results
+from frostline.errors import SelectorError
+from frostline.report.tree import Node, TensorRecord, build_tree
+from frostline.units import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from frostline.freezing import Plan
+
+
+def inspect(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="tutorial, digits-cnn, package.module:factory, path/model.py:factory, or a"
+            " checkpoint: .safetensors, .pt, a Hugging Face folder.",
+        ),
+    ],
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SELECTOR", help="Show this frozen, the rest as it is; repeatable."),
+    ] = None,
+    train: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SELECTOR", help="Show this trainable, all else frozen; repeatable."),
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Show what a plan file does.")
+    ] = None,
+    depth: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, help="Levels of the tree to show; all if left out."),
+    ] = None,
+    show_all: Annotated[
+        bool, typer.Option("--all", help="Show each of several equal blocks, and each buffer.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object: totals, tree, every tensor.")
+    ] = False,
+) -> None:
+    """Show a model as a tree: frozen or trainable, parameters, bytes, dtypes, tied tensors.
+
+    With --freeze, --train or --plan it shows what these would do; nothing is written. A
+    checkpoint is listed without loading its weights, and nothing in it is unpickled.
+
+    Example: frostline inspect digits-cnn --train head
+
+    Next: frostline finetune --train head
+    """
+    chosen = chosen_plan(freeze, train, plan)
+    kind, records, types = _read(model, chosen)
+    tree = build_tree(records, types)
+    if as_json:
+        print_json(
+            {
+                "source": model,
+                "kind": kind,
+                "type": tree.type_name or None,
+                "plan": [{r.action: r.select.plain()} for r in chosen.rules] if chosen else None,
+                "totals": asdict(tree.totals),
+                "tree": _plain(tree),
+                "tensors": [asdict(record) for record in records],
+            }
+        )
+        return
+    from frostline.cli.tree_table import tree_table
+
+    console = results()
+    title = Path(model).name
+    console.print(
+        tree_table(tree, title=title, width=console.width, max_depth=depth, everything=show_all)
+    )
+    console.print()
+    for line in (*_summary(tree, records), f"Next: {_next_step(model, tree, freeze, train, plan)}"):
+        console.print(line, soft_wrap=True)
+
+
+def _read(source: str, plan: Plan | None) -> tuple[str, list[TensorRecord], dict[str, str]]:
+    """What ``source`` is, its tensors as the plan leaves them, and its modules' classes."""
+    from frostline.finetune.checkpoints import is_checkpoint, read_listing, skeleton
+    from frostline.finetune.models import load_model
+    from frostline.finetune.networks import BUILTIN
+    from frostline.freezing import freeze
+    from frostline.report.records import listing_records, model_records, module_types
+
+    if source not in BUILTIN and is_checkpoint(source):
+        listing = read_listing(source)
+        if plan is None:
+            return "checkpoint", listing_records(listing), {}
+        stand_in = skeleton(listing)
+        try:
+            held = freeze(stand_in, plan).buffers
+        except SelectorError as error:
+            if "type:" not in str(error):
+                raise
+            raise SelectorError(
+                "'type:' selects by class, and a checkpoint does not tell classes: select by name,"
+                " or inspect the model that it belongs to"
+            ) from error
+        frozen = {record.name: record.frozen for record in model_records(stand_in, held)}
+        return "checkpoint", listing_records(listing, frozen), {}
+    model = load_model(source)
+    held = freeze(model, plan).buffers if plan else ()
+    return "model", model_records(model, held), module_types(model)
+
+
+def _plain(node: Node) -> dict[str, object]:
+    return {
+        "name": node.name,
+        "path": node.path,
+        "type": node.type_name or None,
+        "state": node.state,
+        "dtypes": node.dtypes,
+        **asdict(node.totals),
+        "tensors": [record.name for record in node.tensors],
+        "children": [_plain(child) for child in node.children],
+    }
+
+
+def _summary(tree: Node, records: list[TensorRecord]) -> list[str]:
+    totals = tree.totals
+    held = (
+        f"{format_count(totals.parameters)} parameters in"
+        f" {_counted(totals.parameter_tensors, 'tensor')}, {'/'.join(tree.dtypes)},"
+        f" {format_bytes(totals.parameter_bytes)}"
+    )
+    if totals.buffer_tensors:
+        buffers = _counted(totals.buffer_tensors, "buffer")
+        held += f"; {buffers}, {format_bytes(totals.buffer_bytes)}"
+    lines = [f"{held}."]
+    if tree.state != "unknown":
+        lines.append(
+            f"Trainable: {format_count(totals.trainable)} parameters"
+            f" ({_percent(totals.trainable, totals.parameters)}),"
+            f" {format_bytes(totals.trainable_bytes)}."
+        )
+    ties = [f"{record.name} = {record.same_as}" for record in records if record.same_as]
+    if ties:
+        rest = f" and {len(ties) - 3} more" if len(ties) > 3 else ""
+        lines.append(f"Tied, so frozen or trained together: {', '.join(ties[:3])}{rest}.")
+    return lines
+
+
+def _percent(part: int, whole: int) -> str:
+    """A share that is never rounded to nothing or to all of it.
+
+    >>> _percent(1, 3), _percent(1, 10_000), _percent(9_999, 10_000), _percent(0, 5)
+    ('33.3 %', '< 0.1 %', '> 99.9 %', '0 %')
+    """
+    share = 100 * part / whole if whole else 0.0
+    if share in (0, 100):
+        return f"{share:.0f} %"
+    if share < 0.1:
+        return "< 0.1 %"
+    return "> 99.9 %" if share > 99.9 else f"{share:.1f} %"
+
+
+def _next_step(
+    source: str, tree: Node, freeze: list[str] | None, train: list[str] | None, plan: Path | None
+) -> str:
+    """What a person would do next: try a plan, or use the one that was tried."""
+    given = [f"--freeze {shlex.quote(selector)}" for selector in freeze or []]
+    given += [f"--train {shlex.quote(selector)}" for selector in train or []]
+    given += [f"--plan {shlex.quote(str(plan))}"] if plan else []
+    if not given:
+        return f"frostline inspect {shlex.quote(source)} {_example(tree)}"
+    if source == "digits-cnn":
+        return f"frostline finetune {' '.join(given)}"
+    if source == "tutorial":
+        return " ".join(["frostline compare", *(given if freeze else [])])
+    if plan:
+        return f"in Python, fl.freeze(model, fl.Plan.load({str(plan)!r}))"
+    chosen = freeze or train or []
+    what = repr(chosen[0] if len(chosen) == 1 else chosen)
+    return f"in Python, fl.freeze(model, {what if freeze else f'all_but={what}'})"
+
+
+def _example(tree: Node) -> str:
+    """Options that show something of this model: its last part with parameters, trained alone."""
+    parts = [child for child in tree.children if child.dtypes]
+    if len(parts) == 1:
+        return _example(parts[0])
+    tensors = [record.name for record in tree.tensors if record.kind == "parameter"]
+    if parts:
+        return f"--train {parts[-1].path}"
+    return f"--train {tensors[-1]}" if len(tensors) > 1 else "--json"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,0 +1,75 @@
+"""The proof of a whole run, over as many processes as it took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Literal, cast
+
+from torch import nn
+
+from frostline.errors import FrozenChangedError
+from frostline.finetune.result import ProofReport
+from frostline.freezing import Frozen
+from frostline.naming import take_inventory
+from frostline.proof import Change
+
+Record = Mapping[str, Mapping[str, str]]
+"""``parameter`` and ``buffer`` → name → fingerprint."""
+
+
+def record(frozen: Frozen) -> Record:
+    """Fingerprints of all that is frozen, as ``frozen.json`` keeps them for other processes."""
+    prints = frozen.fingerprints()
+    kinds = {"parameter": frozen.names, "buffer": frozen.buffers}
+    return {kind: {name: prints[name] for name in names} for kind, names in kinds.items()}
+
+
+def prove(frozen: Frozen, model: nn.Module, recorded: Record) -> ProofReport:
+    """Compare all that is frozen with what it was before the run's first step.
+
+    The handle knows what this process froze, to the element. What moved before, in a process
+    that was interrupted or in the checkpoint between two, only the fingerprints can tell.
+
+    Args:
+        frozen: the freeze that this process made.
+        model: the model that it froze.
+        recorded: :func:`record` from the very start of the run.
+    """
+    start = time.perf_counter()
+    try:
+        frozen.verify()
+        changes: tuple[Change, ...] = ()
+    except FrozenChangedError as error:
+        changes = error.changes
+    named = {change.name for change in changes}
+    now = record(frozen)
+    earlier = [
+        _earlier_change(name, cast('Literal["parameter", "buffer"]', kind), model)
+        for kind, prints in recorded.items()
+        for name, print_then in prints.items()
+        if name not in named and now[kind].get(name) != print_then
+    ]
+    return ProofReport(
+        parameters=len(frozen.names),
+        buffers=len(frozen.buffers),
+        seconds=time.perf_counter() - start,
+        changes=(*changes, *earlier),
+    )
+
+
+def _earlier_change(name: str, kind: Literal["parameter", "buffer"], model: nn.Module) -> Change:
+    inventory = take_inventory(model)
+    aliases = (
+        *(alias for group in inventory.groups for alias in group.aliases),
+        *inventory.buffers,
+    )
+    sizes = {alias.name: alias.tensor.numel() for alias in aliases}
+    return Change(
+        name=name,
+        kind=kind,
+        elements=sizes.get(name, 0),
+        moved=None,
+        max_abs=float("nan"),
+        cause="it moved before the run was resumed, or its checkpoint or plan was altered",
+    )

@@ -1,0 +1,152 @@
+"""What a run found out: the object behind ``result.json``, ``--json`` and the table."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from frostline.proof import Change
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Accuracy on scans that no step trained on.
+
+    Attributes:
+        before: share labelled correctly before the first step, with the new head.
+        after: the same after the last epoch.
+        held_out: number of those scans.
+    """
+
+    before: float
+    after: float
+    held_out: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProofReport:
+    """Whether all that was frozen is bitwise what it was before the first step.
+
+    Attributes:
+        parameters: frozen parameters that were compared.
+        buffers: buffers of frozen modules that were compared.
+        seconds: how long the comparison took.
+        changes: what moved; empty if the proof holds.
+    """
+
+    parameters: int
+    buffers: int
+    seconds: float
+    changes: tuple[Change, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing moved."""
+        return not self.changes
+
+    @property
+    def tensors(self) -> int:
+        """Number of tensors that were compared."""
+        return self.parameters + self.buffers
+
+    @property
+    def summary(self) -> str:
+        """The outcome in one line, with the first tensor that moved."""
+        if self.ok:
+            return f"{self.tensors} frozen tensors are bitwise unchanged"
+        others = f" (and {len(self.changes) - 1} more)" if len(self.changes) > 1 else ""
+        return f"the proof failed{others}: {self.changes[0]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a training step takes.
+
+    Attributes:
+        gradient_bytes: gradients after backward.
+        optimizer_state_bytes: what the optimizer keeps between steps.
+        activation_bytes: what the forward pass keeps for backward.
+        step_seconds: median time of a step.
+    """
+
+    gradient_bytes: int
+    optimizer_state_bytes: int
+    activation_bytes: int
+    step_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Savings:
+    """The same step with and without freezing, measured in turns on one machine.
+
+    Attributes:
+        frozen: as the run trained.
+        full: the same model with nothing frozen.
+    """
+
+    frozen: Cost
+    full: Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """How much was trained.
+
+    Attributes:
+        rules: the plan in one line.
+        parameters: scalars that were trained.
+        of: scalars that the model has.
+    """
+
+    rules: str
+    parameters: int
+    of: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A run that came to its end; the proof may have failed.
+
+    Attributes:
+        run: the run's folder.
+        model: what ``--model`` said.
+        data: what ``--data`` said.
+        epochs: epochs that were trained.
+        train_seconds: time of those, over all processes that took part.
+        trained: how much was trained.
+        accuracy: before and after.
+        proof: whether the frozen part held.
+        saved: None if full training could not be measured.
+        next: the command to go on with.
+    """
+
+    run: Path
+    model: str
+    data: str
+    epochs: int
+    train_seconds: float
+    trained: Trained
+    accuracy: Accuracy
+    proof: ProofReport
+    saved: Savings | None
+    next: str
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values for JSON; ``proof`` has ``ok`` and ``tensors`` besides its fields."""
+        changes = [
+            # JSON has no NaN: an amount that isn't known is null.
+            {**asdict(change), "max_abs": _finite(change.max_abs)}
+            for change in self.proof.changes
+        ]
+        proof = {
+            "ok": self.proof.ok,
+            "tensors": self.proof.tensors,
+            **asdict(self.proof),
+            "changes": changes,
+        }
+        return {**asdict(self), "run": str(self.run), "proof": proof}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

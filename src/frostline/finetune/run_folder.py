@@ -1,0 +1,204 @@
+"""A run's own folder: what is in it, and how it comes to be whole or not at all.
+
+======================  =======================================================================
+``plan.yaml``           what was frozen and what was trained
+``config.yaml``         the configuration, every field of it
+``metrics.jsonl``       one line an epoch; appended to
+``frozen.json``         fingerprints of what is frozen, from before the first step
+``checkpoint.pt``       where ``--resume`` goes on; removed once the run is finished
+``model.safetensors``   the tuned weights
+``result.json``         accuracy, proof, savings
+``status.json``         running, interrupted, finished or failed, and how to go on
+======================  =======================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from frostline.errors import ConfigError, OutputError
+from frostline.files import write_atomically
+
+PLAN = "plan.yaml"
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+FROZEN = "frozen.json"
+CHECKPOINT = "checkpoint.pt"
+MODEL = "model.safetensors"
+RESULT = "result.json"
+STATUS = "status.json"
+
+State = Literal["running", "interrupted", "finished", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """How a run stands.
+
+    Attributes:
+        state: ``running`` also after a kill that left no time to say otherwise.
+        epoch: epochs that are finished and kept.
+        epochs: epochs that were asked for.
+        resumable: whether ``--resume`` takes it.
+        message: one line for a person.
+        next: the command to go on with.
+    """
+
+    state: State
+    epoch: int
+    epochs: int
+    resumable: bool
+    message: str
+    next: str
+
+
+class RunFolder:
+    """A folder that :func:`create_run` made, or that an earlier process did.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def resume_command(self) -> str:
+        """The command line that goes on with this run."""
+        return f"frostline finetune --resume {shlex.quote(str(self.path))}"
+
+    @property
+    def restart_command(self) -> str:
+        """The command line that starts a new run of the same configuration."""
+        return f"frostline finetune {shlex.quote(str(self.path / CONFIG))}"
+
+    @property
+    def inspect_command(self) -> str:
+        """The command line that shows the tuned weights."""
+        return f"frostline inspect {shlex.quote(str(self.path / MODEL))}"
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write or replace one file, whole or not at all; raises OutputError."""
+        write_atomically(self.path / name, content)
+
+    def read_json(self, name: str) -> dict[str, object]:
+        """Read one JSON object; raises ConfigError if it is not there or damaged."""
+        try:
+            content = json.loads((self.path / name).read_bytes())
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is damaged"
+            raise ConfigError(
+                f"{self.path} is not a run that can be resumed: {name}: {reason}"
+            ) from error
+        if not isinstance(content, dict):
+            raise ConfigError(f"{self.path} is not a run that can be resumed: {name}: no object")
+        return content
+
+    def set_status(self, status: Status) -> None:
+        """Write ``status.json``; raises OutputError."""
+        self.write(STATUS, json_bytes(asdict(status)))
+
+    def set_running(self, *, epoch: int, epochs: int) -> None:
+        """Write a ``status.json`` that is right both while it trains and after a kill."""
+        self.set_status(
+            Status(
+                state="running",
+                epoch=epoch,
+                epochs=epochs,
+                resumable=True,
+                message="in training, or killed",
+                next=self.resume_command,
+            )
+        )
+
+    def refuse_to_resume(self) -> None:
+        """Raise ConfigError, with what to do instead, unless the run was cut short."""
+        status = self.read_json(STATUS)
+        if status.get("resumable") is not True:
+            raise ConfigError(
+                f"{self.path} can't be resumed, it is {status.get('state')}:"
+                f" {status.get('message')}; to train anew: {self.restart_command}"
+            )
+
+
+def create_run(out: Path, name: str, fill: Callable[[RunFolder], object]) -> RunFolder:
+    """Make a new folder ``<out>/<name>-<timestamp>`` and have ``fill`` write its first files.
+
+    Never an existing one: the second run in a second gets ``-2``, and so on.
+
+    Args:
+        out: where to make it; made too if it is missing.
+        name: what to call it; characters that file systems refuse are replaced.
+        fill: writes the files without which the folder is none.
+
+    Raises:
+        OutputError: something can't be written. Whatever was made is removed again.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as out:
+    ...     run = create_run(Path(out), "digits", lambda run: run.write(PLAN, b"frostline: 1"))
+    ...     sorted(file.name for file in run.path.iterdir())
+    ['plan.yaml']
+    """
+    made: list[Path] = []
+    try:
+        for folder in (*reversed(out.parents), out):
+            if not folder.is_dir():
+                folder.mkdir()
+                made.append(folder)
+        made.append(_new_folder(out, f"{_safe(name)}-{datetime.now():%Y%m%d-%H%M%S}"))
+        run = RunFolder(made[-1])
+        fill(run)
+    except BaseException as error:
+        _remove(made, out)
+        if isinstance(error, OSError) and not isinstance(error, OutputError):
+            in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+            reason = "a file is in the way" if in_the_way else error.strerror or str(error)
+            raise OutputError(
+                f"cannot make a run folder in {out}: {reason}; choose another place with --out"
+            ) from error
+        raise
+    return run
+
+
+def json_bytes(content: Mapping[str, object]) -> bytes:
+    """A JSON object as a file holds it."""
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _new_folder(out: Path, name: str) -> Path:
+    number = 1
+    while True:
+        path = out / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            # mkdir decides, not a look beforehand: another process may be faster.
+            if path.is_symlink() or path.exists():
+                number += 1
+                continue
+            raise
+        return path
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:60] or "run"
+
+
+def _remove(made: list[Path], out: Path) -> None:
+    """Remove the run's folder with all in it, and the folders above it that are empty."""
+    for folder in reversed(made):
+        with suppress(OSError):
+            if folder.parent == out:
+                shutil.rmtree(folder)
+            else:
+                folder.rmdir()
