@@ -1,0 +1,104 @@
+"""FL6xx: wrappers that have seen other flags than those that are set now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from frostline.check.context import Context
+from frostline.check.finding import Hit, rule
+
+
+@rule(
+    "FL601",
+    "thawed-after-wrap",
+    fix="wrap anew after a thaw; or wrap while all trains, with find_unused_parameters=True",
+)
+def thawed_after_wrap(context: Context) -> Iterator[Hit]:
+    """A parameter trains that DistributedDataParallel does not synchronise."""
+    for wrapper in _wrappers(context):
+        reduced = _reduced(wrapper)
+        ignored = {id(p) for n, p in wrapper.module.named_parameters() if n in _ignored(wrapper)}
+        for parameter in wrapper.module.parameters():
+            name = context.names.get(id(parameter))
+            known = id(parameter) in reduced or id(parameter) in ignored
+            if name is not None and parameter.requires_grad and not known:
+                yield Hit(
+                    name,
+                    "trains, but was frozen when DistributedDataParallel was built, which does not"
+                    " average its gradient: ranks drift apart without a word",
+                )
+
+
+@rule(
+    "FL602",
+    "frozen-after-wrap",
+    fix="wrap anew after a freeze; or wrap with find_unused_parameters=True",
+)
+def frozen_after_wrap(context: Context) -> Iterator[Hit]:
+    """A parameter is frozen whose gradient DistributedDataParallel waits for."""
+    for wrapper in _wrappers(context):
+        if not wrapper.find_unused_parameters:
+            for key in _reduced(wrapper):
+                name = context.names.get(key)
+                if name in context.frozen:
+                    yield Hit(
+                        str(name),
+                        "is frozen, but DistributedDataParallel was built when it trained and waits"
+                        " for its gradient: the second step raises 'Expected to have finished"
+                        " reduction'",
+                    )
+
+
+@rule(
+    "FL603",
+    "recompile-limit",
+    severity="warning",
+    fix="raise torch._dynamo.config.recompile_limit above the number of phases, or use fewer",
+)
+def recompile_limit(context: Context) -> Iterator[Hit]:
+    """A compiled module has been compiled as often as torch allows: the next change runs eager."""
+    for part in context.parts:
+        inner = part.module._modules.get("_orig_mod")
+        if inner is None:
+            continue
+        count, limit = _compilations(inner)
+        if count >= limit:
+            yield Hit(
+                part.name or type(inner).__name__,
+                f"has been compiled {count} times, which is torch's limit: with the next freeze or"
+                " thaw it runs uncompiled, without an error",
+            )
+
+
+def _wrappers(context: Context) -> list[DistributedDataParallel]:
+    return [
+        part.module for part in context.parts if isinstance(part.module, DistributedDataParallel)
+    ]
+
+
+def _reduced(wrapper: DistributedDataParallel) -> dict[int, Any]:
+    """Identity → parameter of all whose gradients the wrapper averages."""
+    buckets = wrapper.reducer._get_zeros_like_grad_buckets()
+    return {id(parameter): parameter for bucket in buckets for parameter in bucket.parameters()}
+
+
+def _ignored(wrapper: DistributedDataParallel) -> set[str]:
+    return set(wrapper.parameters_to_ignore)
+
+
+def _compilations(module: nn.Module) -> tuple[int, int]:
+    """How often a module's forward has been compiled, and how often torch would do it."""
+    # Imported here: dynamo takes a second to load, and a model that is compiled has loaded it.
+    from torch._dynamo import config
+    from torch._dynamo.eval_frame import _debug_get_cache_entry_list
+
+    code = getattr(type(module).forward, "__code__", None)
+    entries = _debug_get_cache_entry_list(code) if code is not None else []
+    return len(entries), int(config.recompile_limit)
+
+
+RULES = (thawed_after_wrap, frozen_after_wrap, recompile_limit)
