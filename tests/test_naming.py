@@ -33,7 +33,10 @@ def wrapped_inside() -> nn.Module:
     [
         pytest.param(lambda: torch.compile(Net(1), backend="eager"), id="compile"),
         pytest.param(lambda: DistributedDataParallel(Net(1)), id="ddp"),
-        pytest.param(lambda: DistributedDataParallel(torch.compile(Net(1), backend="eager")), id="ddp-of-compile"),
+        pytest.param(
+            lambda: DistributedDataParallel(torch.compile(Net(1), backend="eager")),
+            id="ddp-of-compile",
+        ),
         pytest.param(lambda: nn.DataParallel(Net(1)), id="data-parallel"),
         pytest.param(lambda: torch.optim.swa_utils.AveragedModel(Net(1)), id="averaged"),
         pytest.param(wrapped_inside, id="wrapped-layer"),

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from frostline.cli import app
 from frostline.cli.compare_view import show
-from frostline.finetune.claims import Claim
-from frostline.finetune.comparison import Comparison, Way, WayResult
+from frostline.compare.claims import Claim
+from frostline.compare.comparison import Comparison, Way, WayResult
 from frostline.measure import Prediction, StepTime
 
 FC1 = ("fc1.weight", "fc1.bias")

@@ -204,4 +204,7 @@ def test_selection_counts_shared_memory_once():
 
 
 def test_wrapped_in_compile_the_same_names():
-    assert fl.select(torch.compile(Many(), backend="eager"), "first:1").names == ("fc1.weight", "fc1.bias")
+    assert fl.select(torch.compile(Many(), backend="eager"), "first:1").names == (
+        "fc1.weight",
+        "fc1.bias",
+    )

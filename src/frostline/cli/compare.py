@@ -11,8 +11,8 @@ import typer
 from frostline.cli.console import notes, print_json, results
 
 if TYPE_CHECKING:
-    from frostline.finetune.claims import Claim
-    from frostline.finetune.comparison import Comparison
+    from frostline.compare.claims import Claim
+    from frostline.compare.comparison import Comparison
 
 
 def compare(
@@ -57,10 +57,10 @@ def compare(
     # Late: torch takes a second to load, and --help should not.
     import torch
 
-    from frostline.finetune.claims import weigh
+    from frostline.compare.claims import weigh
+    from frostline.compare.subjects import cross_entropy, find_subject
+    from frostline.compare.ways import Experiment, compare_ways
     from frostline.finetune.prepare import find_optimizer
-    from frostline.finetune.subjects import cross_entropy, find_subject
-    from frostline.finetune.ways import Experiment, compare_ways
 
     subject = find_subject(model)
     torch.manual_seed(seed)

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from frostline.finetune.claims import Claim, Verdict
-from frostline.finetune.comparison import Comparison, Way, WayResult
+from frostline.compare.claims import Claim, Verdict
+from frostline.compare.comparison import Comparison, Way, WayResult
 from frostline.units import format_bytes
 
 _MEANING: dict[Way, str] = {

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from frostline.finetune.claims import weigh
-from frostline.finetune.comparison import Comparison, Way, WayResult
+from frostline.compare.claims import weigh
+from frostline.compare.comparison import Comparison, Way, WayResult
 from frostline.measure import Prediction, StepTime
 
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from frostline.compare.comparison import WAYS, Comparison, Way
+from frostline.compare.ways import Experiment, compare_ways
 from frostline.errors import ConfigError, OptimizerError, PlanError, SelectorError
-from frostline.finetune.comparison import WAYS, Comparison, Way
-from frostline.finetune.ways import Experiment, compare_ways
 
 Batch = tuple[Tensor, Tensor]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from frostline.finetune.comparison import Comparison, Way
+from frostline.compare.comparison import Comparison, Way
 from frostline.units import format_bytes, format_seconds
 
 Verdict: TypeAlias = Literal["holds", "holds in part", "does not hold", "within noise"]
@@ -35,7 +35,7 @@ def weigh(found: Comparison) -> tuple[Claim, ...]:
 
     >>> import torch
     >>> from torch import nn
-    >>> from frostline.finetune.ways import Experiment, compare_ways
+    >>> from frostline.compare.ways import Experiment, compare_ways
     >>> claims = weigh(compare_ways(Experiment(
     ...     model=nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 10)),
     ...     batches=[torch.ones(3, 8)],

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import frostline as fl
+from frostline.compare.comparison import WAYS, Comparison, Way, WayResult
 from frostline.errors import ConfigError, FrostlineError, OptimizerError
-from frostline.finetune.comparison import WAYS, Comparison, Way, WayResult
 from frostline.measure import (
     StepTime,
     gradient_bytes,

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import frostline as fl
+from frostline.compare.subjects import SUBJECTS, cross_entropy, find_subject
 from frostline.errors import ConfigError
-from frostline.finetune.subjects import SUBJECTS, cross_entropy, find_subject
 
 
 @pytest.mark.parametrize(
