@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +17,7 @@ from frostline.proof.fingerprint import fingerprint
 from frostline.proof.reference import Reference, movement, take_references
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Witnessed:
+class Witnessed(NamedTuple):
     """A frozen tensor: where it hangs and what it held."""
 
     alias: Alias

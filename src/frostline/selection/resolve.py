@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from frostline.collector import collector_paused
 from frostline.naming import Inventory, TensorGroup, take_inventory
 from frostline.selection.selector import Selector, SelectorLike, as_selector
 
@@ -46,6 +47,7 @@ class Selection:
         return len(self.names)
 
 
+@collector_paused()
 def select(model: nn.Module, selector: SelectorLike) -> Selection:
     """Find the parameters of ``model`` that ``selector`` matches.
 
