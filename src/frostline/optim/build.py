@@ -6,13 +6,13 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from frostline.errors import OptimizerError
 from frostline.naming import take_inventory
 from frostline.optim.groups import ParameterGroup, parameter_groups
+from frostline.proof.trial import moves_without_gradient
 from frostline.selection import SelectorLike
 from frostline.selection.suggest import nearest
 
@@ -30,8 +30,11 @@ def optimizer(
 ) -> Optimizer:
     """Build an optimizer over the trainable parameters of a model, in named groups.
 
-    Every trainable parameter is in exactly one group, tied ones once. Each group carries
-    ``name`` and ``param_names`` (canonical names), which ``state_dict`` keeps.
+    Every trainable parameter is in exactly one group, tied ones once. A group in which all is
+    frozen is there too, without parameters: :func:`frostline.sync` fills it after a thaw, and
+    learning-rate schedulers have known it from the start. Each group carries ``name``,
+    ``param_names`` and ``declared_names`` (canonical names of what it holds, and of what belongs
+    there once it trains), which ``state_dict`` keeps.
 
     Args:
         build: an optimizer class, or any callable that takes parameter groups first and returns
@@ -43,9 +46,9 @@ def optimizer(
         no_decay: what gets ``weight_decay=0``: the words ``"bias"`` (parameters of that name) and
             ``"norm"`` (those of normalisation layers), or selectors.
         options: selector → options for what it matches; later entries override earlier ones.
-        declare_all: also hold the frozen parameters, in the groups where they will train. They
-            stay without state until they are thawed, and schedulers know their groups from the
-            start. Refused for optimizers that write parameters without a gradient.
+        declare_all: also hold the frozen parameters, in the groups where they will train, so
+            that a thaw needs no :func:`frostline.sync`. They stay without state until then.
+            Refused for optimizers that write parameters without a gradient.
         defaults: further options of the optimizer, such as ``weight_decay`` or ``betas``.
 
     Raises:
@@ -78,29 +81,54 @@ def optimizer(
         options=options or {},
         declare_all=declare_all,
     )
-    if declare_all:
-        _refuse_writing_without_gradient(build, defaults)
-    built = build([{"params": list(g.parameters), **g.options} for g in groups], **defaults)
+    if declare_all and moves_without_gradient(build, defaults):
+        raise OptimizerError(
+            f"{_name(build)} moves parameters that have no gradient, so it must not hold frozen"
+            " ones: leave declare_all out, and call fl.sync(model, optimizer) after a thaw"
+        )
+    built = build([_as_taken(group, defaults) for group in groups], **defaults)
     if not isinstance(built, Optimizer):
         raise OptimizerError(
             f"{_name(build)} returned {type(built).__name__}, expected a torch.optim.Optimizer"
         )
     _refuse_unknown_in_groups(built, groups)
-    _name_groups(built, groups)
+    names = {id(p): name for group in inventory.groups for name, p in group.named.items()}
+    _name_groups(built, groups, names, declare_all)
     return built
 
 
-def _name_groups(built: Optimizer, groups: list[ParameterGroup]) -> None:
-    """Write names into the groups by identity: a factory may have regrouped or reordered."""
-    names = {
-        id(parameter): (name, group.name)
-        for group in groups
-        for name, parameter in zip(group.parameter_names, group.parameters, strict=True)
-    }
-    for made in built.param_groups:
-        known = [names[id(parameter)] for parameter in made["params"] if id(parameter) in names]
-        made["param_names"] = [name for name, _ in known]
-        made["name"] = known[0][1] if known else "unknown"
+def _as_taken(group: ParameterGroup, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A learning rate that is a tensor is copied: shared, one group's schedule sets them all."""
+    options = dict(group.options)
+    rate = options.get("lr", defaults.get("lr"))
+    if isinstance(rate, Tensor):
+        options["lr"] = rate.clone()
+    return {"params": list(group.parameters), **options}
+
+
+def _name_groups(
+    built: Optimizer, groups: list[ParameterGroup], names: Mapping[int, str], declare_all: bool
+) -> None:
+    """Write into the groups what belongs in them, by name.
+
+    There it survives deepcopy, pickle and ``state_dict``; whatever is kept beside an optimizer
+    does not.
+    """
+    held = [[id(parameter) for parameter in made["params"]] for made in built.param_groups]
+    as_asked = held == [[id(parameter) for parameter in group.parameters] for group in groups]
+    for index, made in enumerate(built.param_groups):
+        made["param_names"] = [names.get(id(parameter), "") for parameter in made["params"]]
+        if as_asked:
+            made["name"] = groups[index].name
+            made["declared_names"] = list(groups[index].declared_names)
+            made["declare_all"] = declare_all
+        else:  # a factory that regroups: what belongs where is its own business
+            made["name"] = _common_name(made["params"], groups)
+
+
+def _common_name(parameters: Sequence[Tensor], groups: list[ParameterGroup]) -> str:
+    of = {id(parameter): group.name for group in groups for parameter in group.parameters}
+    return next((of[id(parameter)] for parameter in parameters if id(parameter) in of), "unknown")
 
 
 def _refuse_unknown(build: Callable[..., Optimizer], defaults: Mapping[str, Any]) -> None:
@@ -128,35 +156,6 @@ def _refuse_unknown_in_groups(built: Optimizer, groups: list[ParameterGroup]) ->
                     f"{type(built).__name__} has no option {key!r} for group '{group.name}'."
                     f"{nearest(key, built.defaults)}"
                 )
-
-
-def _refuse_writing_without_gradient(
-    build: Callable[..., Optimizer], defaults: Mapping[str, Any]
-) -> None:
-    """Try the optimizer on two small matrices, one of them frozen: does the frozen one move?"""
-    torch_state = torch.random.get_rng_state()
-    moving, frozen = (nn.Parameter(torch.ones(4, 4)) for _ in range(2))
-    try:
-        trial = build([{"params": [moving, frozen]}], **defaults)
-        _step(trial, moving, frozen)
-        frozen.grad = None
-        before = frozen.detach().clone()
-        _step(trial, moving)
-    except Exception:  # an optimizer that small matrices do not suit says nothing either way
-        return
-    finally:
-        torch.random.set_rng_state(torch_state)
-    if not torch.equal(before, frozen.detach()):
-        raise OptimizerError(
-            f"{_name(build)} moves parameters that have no gradient, so it must not hold frozen"
-            " ones: leave declare_all out, and build a new optimizer after a thaw"
-        )
-
-
-def _step(trial: Optimizer, *parameters: nn.Parameter) -> None:
-    for parameter in parameters:
-        parameter.grad = torch.ones_like(parameter)
-    trial.step(lambda: 1.0)
 
 
 def _name(build: Callable[..., Optimizer]) -> str:

@@ -21,13 +21,15 @@ class ParameterGroup:
     Attributes:
         name: what sets the group apart, such as ``layer 3, no decay``; ``all`` if nothing does.
         parameter_names: canonical names, in definition order.
-        parameters: the parameters, in the order of their names.
+        parameters: the parameters, in the order of their names; may be none.
+        declared_names: names of all that belongs here, what is frozen for now included.
         options: options that differ from the optimizer's defaults, learning rate included.
     """
 
     name: str
     parameter_names: tuple[str, ...]
     parameters: tuple[nn.Parameter, ...] = field(repr=False)
+    declared_names: tuple[str, ...]
     options: Mapping[str, Any]
 
 
@@ -42,7 +44,9 @@ def parameter_groups(
 ) -> list[ParameterGroup]:
     """Sort a model's parameters into groups of equal options, in definition order.
 
-    See :func:`frostline.optimizer` for the arguments. Raises SelectorError for a selector that
+    Which groups there are does not depend on what is frozen: a group may be empty until a part
+    of it is thawed, and a scheduler that was built in between has known it from the start. See
+    :func:`frostline.optimizer` for the arguments. Raises SelectorError for a selector that
     matches nothing, OptimizerError for options that contradict each other.
     """
     if layer_decay is not None and not 0 < layer_decay <= 1:
@@ -55,7 +59,7 @@ def parameter_groups(
     found = [set(select.find(inventory)) for select, _ in chosen]
     sorted_groups: dict[tuple[Any, ...], list[TensorGroup]] = {}
     for index, group in enumerate(inventory.groups):
-        if declare_all or any(p.requires_grad for p in group.named.values()):
+        if declare_all or any(_can_train(p) for p in group.named.values()):
             rules = tuple(n for n, matches in enumerate(found) if index in matches)
             key = (depths[index], index in undecayed, rules)
             sorted_groups.setdefault(key, []).append(group)
@@ -85,8 +89,14 @@ def _group(
         name=name,
         parameter_names=tuple(named),
         parameters=tuple(named.values()),
+        declared_names=tuple(name for group in members for name in group.named),
         options=options,
     )
+
+
+def _can_train(parameter: nn.Parameter) -> bool:
+    """Whether it may ever have a gradient: int8 weights never will."""
+    return parameter.is_floating_point() or parameter.is_complex()
 
 
 def _without_decay(inventory: Inventory, no_decay: Sequence[SelectorLike]) -> set[int]:
