@@ -12,13 +12,17 @@ the command line answers at once and a program pays only for what it takes.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from frostline.errors import (
     ConfigError,
     FrostlineError,
     FrozenChangedError,
+    GuardError,
+    GuardWarning,
     MeasureError,
     ModelSourceError,
     OptimizerError,
@@ -29,8 +33,26 @@ from frostline.errors import (
 )
 
 if TYPE_CHECKING:
-    from frostline.freezing import Frozen, Plan, Rule, freeze, unfreeze
-    from frostline.optim import optimizer
+    from frostline.check import Finding, check
+    from frostline.freezing import (
+        Frozen,
+        FrozenRows,
+        Plan,
+        Rule,
+        freeze,
+        freeze_rows,
+        resume_freeze,
+        unfreeze,
+    )
+    from frostline.guard import Guard, GuardReport, guard
+    from frostline.optim import (
+        ResumeReport,
+        SyncReport,
+        load_optimizer_state,
+        optimizer,
+        optimizer_state,
+        sync,
+    )
     from frostline.proof import fingerprint
     from frostline.selection import (
         Selection,
@@ -48,37 +70,70 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ConfigError",
+    "Finding",
     "FrostlineError",
     "Frozen",
     "FrozenChangedError",
+    "FrozenRows",
+    "Guard",
+    "GuardError",
+    "GuardReport",
+    "GuardWarning",
     "MeasureError",
     "ModelSourceError",
     "OptimizerError",
     "OutputError",
     "Plan",
     "PlanError",
+    "ResumeReport",
     "Rule",
     "Selection",
     "SelectorError",
+    "SyncReport",
     "TransitionError",
     "__version__",
     "before",
+    "check",
     "fingerprint",
     "first",
     "freeze",
+    "freeze_rows",
     "glob",
+    "guard",
     "kind",
     "last",
+    "load_optimizer_state",
     "optimizer",
+    "optimizer_state",
     "regex",
+    "resume_freeze",
     "select",
+    "sync",
     "unfreeze",
     "where",
 ]
 
 _HOMES = {
-    "frostline.freezing": ("Frozen", "Plan", "Rule", "freeze", "unfreeze"),
-    "frostline.optim": ("optimizer",),
+    "frostline.check": ("Finding", "check"),
+    "frostline.freezing": (
+        "Frozen",
+        "FrozenRows",
+        "Plan",
+        "Rule",
+        "freeze",
+        "freeze_rows",
+        "resume_freeze",
+        "unfreeze",
+    ),
+    "frostline.guard": ("Guard", "GuardReport", "guard"),
+    "frostline.optim": (
+        "ResumeReport",
+        "SyncReport",
+        "load_optimizer_state",
+        "optimizer",
+        "optimizer_state",
+        "sync",
+    ),
     "frostline.proof": ("fingerprint",),
     "frostline.selection": (
         "Selection",
@@ -103,6 +158,15 @@ if not TYPE_CHECKING:
         value = getattr(import_module(_HOME_OF[name]), name)
         globals()[name] = value  # the next access does not come here
         return value
+
+    class _Package(ModuleType):
+        """Python binds an imported folder to its name; ``fl.check`` stays the function."""
+
+        def __setattr__(self, name: str, value: object) -> None:
+            if not (isinstance(value, ModuleType) and name in _HOME_OF):
+                super().__setattr__(name, value)
+
+    sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from frostline.guard.violation import Violation, Writer
     from frostline.proof.changes import Change
 
 
@@ -73,3 +74,33 @@ class FrozenChangedError(FrostlineError, RuntimeError):
         # The default would call __init__ with the message alone and fail to unpickle,
         # which hides the error of a worker process.
         return type(self), (str(self), self.changes)
+
+
+class GuardError(FrozenChangedError):
+    """A guard found that something frozen moved or is about to, or something trainable is missed.
+
+    Attributes:
+        violations: one :class:`frostline.guard.violation.Violation` each, with the tensor's name.
+        changes: those of them that are content which moved; empty if no content did (yet).
+    """
+
+    def __init__(self, message: str, violations: Sequence[Violation]) -> None:
+        super().__init__(message, [v.change for v in violations if v.change is not None])
+        self.violations = tuple(violations)
+
+    @property
+    def step(self) -> int:
+        """The step in which it was found, counted from 1."""
+        return self.violations[0].step
+
+    @property
+    def writer(self) -> Writer | None:
+        """Who wrote the first of them; None where nothing was written."""
+        return self.violations[0].writer
+
+    def __reduce__(self) -> tuple[type[GuardError], tuple[str, tuple[Violation, ...]]]:  # type: ignore[override]
+        return type(self), (str(self), self.violations)
+
+
+class GuardWarning(UserWarning):
+    """What a guard found, where it was asked to warn (``on="warn"``), or could not mend."""

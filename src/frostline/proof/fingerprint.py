@@ -15,11 +15,13 @@ import xxhash
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from frostline.nests import inner_tensors
+
 # Large enough that a call's overhead vanishes, small enough to be no second copy of the weights.
 _PIECE_BYTES = 8 << 20
 
-# What NumPy can look at in place, bfloat16 as integers; a look costs a microsecond, where a fingerprint of a small tensor
-# costs fifteen.
+# What NumPy can look at in place, bfloat16 as integers. A look costs a microsecond, where a
+# fingerprint of a small tensor costs fifteen.
 _NUMPY_DTYPES = frozenset(
     {
         torch.bfloat16,
@@ -89,7 +91,7 @@ def quick_key(tensor: Tensor) -> Hashable:
         content = laid.numpy()
     except RuntimeError:  # sparse, or a view that NumPy cannot have (conjugate, negated)
         return fingerprint(tensor)
-    return xxhash.xxh3_128_intdigest(content), dtype, tensor.shape, tensor.stride()
+    return xxhash.xxh3_128_intdigest(content.data), dtype, tensor.shape, tensor.stride()
 
 
 def has_plain_content(tensor: Tensor) -> bool:
@@ -128,20 +130,11 @@ def _feed(digest: xxhash.xxh3_128, tensor: Tensor) -> None:
 
 def _parts(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     """The plain tensors that a composite one is made of, labelled."""
-    if hasattr(type(tensor), "__tensor_flatten__"):  # DTensor, torchao, jagged, …
-        # The context beside the names may hold requires_grad or addresses, so it is left out.
-        names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
-        yield from ((name, getattr(tensor, name)) for name in names)
+    inner = tuple(inner_tensors(tensor))
+    if inner:
+        yield from inner
     elif tensor.is_nested:
         yield from ((str(index), part) for index, part in enumerate(tensor.unbind()))
-    elif tensor.layout is torch.sparse_coo:
-        yield from (("indices", tensor._indices()), ("values", tensor._values()))
-    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
-        yield from (("crow", tensor.crow_indices()), ("col", tensor.col_indices()))
-        yield "values", tensor.values()
-    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
-        yield from (("ccol", tensor.ccol_indices()), ("row", tensor.row_indices()))
-        yield "values", tensor.values()
     elif tensor.is_quantized:
         yield "integers", tensor.int_repr()
         if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):

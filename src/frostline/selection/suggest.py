@@ -17,11 +17,18 @@ def nearest(wanted: str, names: Iterable[str]) -> str:
     """
     candidates = _parts(names)
     lowered = {candidate.lower(): candidate for candidate in reversed(candidates)}
-    close = difflib.get_close_matches(wanted.lower(), lowered, n=3, cutoff=0.6)
+    close = difflib.get_close_matches(wanted.lower(), lowered, n=12, cutoff=0.6)
     if close:
-        return f" Nearest names: {', '.join(repr(lowered[name]) for name in close)}."
+        # Of equally near names difflib gives the last in the alphabet: take the model's order.
+        order = {name: place for place, name in enumerate(reversed(lowered))}
+        close.sort(key=lambda name: (-_likeness(wanted.lower(), name), order[name]))
+        return f" Nearest names: {', '.join(repr(lowered[name]) for name in close[:3])}."
     some = list(dict.fromkeys(name.partition(".")[0] for name in candidates if name))[:6]
     return f" It has: {', '.join(map(repr, some))}." if some else ""
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
 
 
 def _parts(names: Iterable[str]) -> list[str]:
