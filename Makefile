@@ -40,18 +40,20 @@ clean: ## remove caches and builds; the environment and the runs stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
+$(DEMO_READY): EXTRAS := demo
 $(DEMO_READY): $(SOURCES_OF_ENVIRONMENT)
-	$(call install,.[demo])
+	$(install)
 	@touch $@
 
+$(DEV_READY): EXTRAS := demo,dev
 $(DEV_READY): $(SOURCES_OF_ENVIRONMENT)
-	$(call install,.[demo,dev])
+	$(install)
 	@touch $@ $(DEMO_READY)
 
-# $(1): what to install. An environment that has a working pip is kept as it is.
+# An environment that has a working pip is kept as it is.
 define install
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(new_environment)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '$(1)'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[$(EXTRAS)]'
 endef
 
 define new_environment

@@ -44,3 +44,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _seed() -> None:
     """Every test starts from the same random state, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def swift(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fine-tuning jobs measure what they save in few repeats; the thread count is put back."""
+    monkeypatch.setattr("frostline.finetune.savings._PATIENCE_SECONDS", 0.0)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

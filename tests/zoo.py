@@ -72,6 +72,11 @@ class SharedStorage(nn.Module):
         self.b.weight = nn.Parameter(self.a.weight.data)
 
 
+def beside_a_head(body: nn.Module) -> nn.ModuleDict:
+    """A body of any kind that takes 4 numbers, and the head that trains on it."""
+    return nn.ModuleDict({"body": body, "head": nn.Linear(4, 2)})
+
+
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: int = 6) -> None:
     """One ordinary training step of a model that takes 8 numbers."""
     optimizer.zero_grad()

@@ -23,6 +23,10 @@ class FrostlineError(Exception):
     """
 
 
+class ModelTypeError(FrostlineError, TypeError):
+    """Something that is no ``torch.nn.Module`` was given where a model is wanted."""
+
+
 class SelectorError(FrostlineError, ValueError):
     """A selector is malformed, ambiguous, or matches nothing in the model."""
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from frostline.collector import collector_paused
+from frostline.errors import ModelTypeError
 
 # These attribute names are chosen to be unmistakable by the wrappers that use them:
 # torch.compile, FSDP1, activation checkpointing, Lightning Fabric.
@@ -140,6 +141,10 @@ def take_inventory(model: nn.Module) -> Inventory:
     >>> [group.name for group in take_inventory(nn.Sequential(nn.Linear(2, 2))).groups]
     ['0.weight', '0.bias']
     """
+    if not isinstance(model, nn.Module):
+        raise ModelTypeError(
+            f"expected a model (torch.nn.Module), got {type(model).__name__}; the model comes first"
+        )
     placements: list[Placement] = []
     parameters: list[Alias] = []
     buffers: list[Alias] = []

@@ -1,6 +1,8 @@
-"""Bytes, counts and seconds as people read them."""
+"""Bytes, counts, seconds and lists of names as people read them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def format_bytes(count: float) -> str:
@@ -30,6 +32,25 @@ def format_count(count: int) -> str:
     if abs(count) < 1_000_000_000:
         return f"{count / 1e6:.1f} M"
     return f"{count / 1e9:.1f} B"
+
+
+def format_number_of(count: int, noun: str) -> str:
+    """A whole number and what it counts.
+
+    >>> format_number_of(1, "tensor"), format_number_of(1200, "tensor")
+    ('1 tensor', '1,200 tensors')
+    """
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def format_names(names: Sequence[str]) -> str:
+    """Up to three names, and how many more.
+
+    >>> format_names(["a", "b", "c"]), format_names(["a", "b", "c", "d", "e"])
+    ('a, b, c', 'a, b, c and 2 more')
+    """
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + rest
 
 
 def format_seconds(seconds: float) -> str:

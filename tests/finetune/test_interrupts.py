@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 
 import pytest
 
-from frostline.finetune.interrupts import listening
+from frostline.finetune.interrupts import listening, loading
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
@@ -45,3 +46,13 @@ def test_a_thread_that_may_not_handle_signals_trains_all_the_same():
     thread.start()
     thread.join()
     assert made == [False]
+
+
+def test_a_ctrl_c_that_is_swallowed_while_loading_is_not_lost():
+    with loading():
+        with contextlib.suppress(KeyboardInterrupt):  # as an import of compiled code may
+            signal.raise_signal(signal.SIGINT)
+        with listening() as stop, pytest.raises(KeyboardInterrupt):
+            stop.obey()
+    with listening() as stop:
+        stop.obey()

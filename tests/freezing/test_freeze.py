@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 
@@ -103,6 +104,33 @@ def test_verify_names_what_moved():
     frozen = fl.freeze(model, all_but="head")
     model.layers[0].norm.running_var.data.add_(1)
     with pytest.raises(fl.FrozenChangedError, match=r"buffer layers.0.norm.running_var: 8 of 8"):
+        frozen.verify()
+
+
+@pytest.mark.parametrize(
+    "replace",
+    [
+        pytest.param(lambda m: setattr(m, "stem", nn.Linear(8, 8)), id="by-a-fresh-module"),
+        pytest.param(lambda m: setattr(m, "stem", copy.deepcopy(m.stem)), id="by-a-copy"),
+        pytest.param(lambda m: delattr(m, "stem"), id="deleted"),
+    ],
+)
+def test_verify_names_a_module_that_hangs_there_no_more(replace):
+    model = Net(1)
+    frozen = fl.freeze(model, ["stem", "layers.0"])
+    replace(model)
+    with pytest.raises(
+        fl.FrozenChangedError, match=r"stem.weight: .*removed or replaced"
+    ) as caught:
+        frozen.verify()
+    assert len(caught.value.changes) == 2
+
+
+def test_verify_names_a_conversion():
+    model = Net(1)
+    frozen = fl.freeze(model, "stem")
+    model.half()
+    with pytest.raises(fl.FrozenChangedError, match=r"from torch.float32 to torch.float16"):
         frozen.verify()
 
 

@@ -77,6 +77,17 @@ def test_immutable():
         pytest.param(
             "frostline: 1\nrules: [!!python/name:os.system x]", "is not YAML", id="unsafe"
         ),
+        pytest.param(
+            "frostline: 1\nrules:\n- freeze: a\n  freeze: b",
+            "freeze is given twice, in line 4 again",
+            id="twice",
+        ),
+        pytest.param(
+            "frostline: 1\nrules: [{freeze: 2024-13-45}]",
+            "has a value that YAML can't read",
+            id="a-bad-date",
+        ),
+        pytest.param("[" * 5000, "is not YAML", id="too-deep"),
     ],
 )
 def test_refusals(text, message, tmp_path):

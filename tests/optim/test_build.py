@@ -226,6 +226,12 @@ class Writer(torch.optim.SGD):
             id="growing-decay",
         ),
         pytest.param(
+            lambda m: fl.optimizer(torch.optim.SGD, m, lr=0.1, options={"head": {"lr": 0.0}}),
+            fl.OptimizerError,
+            "lr=0 for group 'head' is no freeze",
+            id="zero-rate",
+        ),
+        pytest.param(
             lambda m: fl.optimizer(torch.optim.SGD, m, layer_decay=0.5),
             fl.OptimizerError,
             "pass lr",

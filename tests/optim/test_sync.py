@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.optim import lr_scheduler as lrs
 
 import frostline as fl
 
@@ -675,3 +676,26 @@ def test_a_report_in_words():
     assert str(fl.sync(model, optimizer)) == (
         "added 2 (0.weight into 'layer 0', 2.weight into 'layer 1'); replaced 1 (3.weight); kept 0"
     )
+
+
+def test_what_is_kept_on_purpose_is_marked_until_it_thaws():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    optimizer = fl.optimizer(torch.optim.AdamW, model, lr=0.1)
+    model(torch.ones(3, 4)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    fl.freeze(model, "0")
+    fl.sync(model, optimizer, state="keep")
+    assert optimizer.param_groups[0]["kept_names"] == ["0.weight", "0.bias"]
+    fl.unfreeze(model, "0")
+    fl.sync(model, optimizer)
+    assert "kept_names" not in optimizer.param_groups[0]
+
+
+@pytest.mark.parametrize("build", [lrs.StepLR, lrs.MultiStepLR, lrs.ExponentialLR])
+def test_a_scheduler_that_goes_by_no_list_may_have_missed_a_group(build):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
+    scheduler = build(optimizer, [1] if build is lrs.MultiStepLR else 1)
+    optimizer.add_param_group({"params": list(model[0].parameters())})
+    assert fl.sync(model, optimizer, scheduler).kept

@@ -154,7 +154,7 @@ class Spoiler:
 
     def removed(model):
         del model.fc.bias
-        return "fc.bias", "removed from its module"
+        return "fc.bias", "was removed or replaced after the freeze"
 
     def data(model):
         model.fc.weight.data.add_(1)

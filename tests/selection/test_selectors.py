@@ -134,6 +134,37 @@ def test_modules_and_parameters_are_selectors():
         fl.select(model, nn.Linear(2, 2))
 
 
+@pytest.mark.parametrize(
+    "selector",
+    [
+        pytest.param(fl.kind(nn.Linear, nn.LayerNorm), id="classes"),
+        pytest.param(fl.glob("a.b"), id="glob-without-a-wildcard"),
+        pytest.param("a.*" & ~fl.kind(nn.BatchNorm2d), id="composed"),
+    ],
+)
+def test_what_was_written_and_read_is_equal(selector):
+    again = from_plain(selector.plain())
+    assert again == selector
+    assert hash(again) == hash(selector)
+    assert again != fl.glob("other.*")
+
+
+def test_a_class_may_be_named_as_it_is_imported():
+    assert len(fl.select(Net(2), "type:torch.nn.BatchNorm1d")) == 4
+
+
+@pytest.mark.parametrize("count", ["2", 2.0, True], ids=str)
+def test_a_count_that_is_no_whole_number(count):
+    with pytest.raises(fl.SelectorError, match="takes a whole number"):
+        fl.first(count, "layer")
+
+
+def test_something_else_in_place_of_a_model():
+    with pytest.raises(fl.ModelTypeError, match="got str; the model comes first") as caught:
+        fl.select("fc1", Many())
+    assert isinstance(caught.value, TypeError)
+
+
 def test_kind_counts_subclasses_and_several():
     model = nn.Sequential(nn.BatchNorm1d(2), nn.LayerNorm(2), nn.Linear(2, 2))
     assert fl.select(model, fl.kind(nn.modules.batchnorm._BatchNorm)).names == (

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from frostline.nests import tensors_in
 
 
 def call(model: nn.Module, example: Any) -> Any:
@@ -32,25 +33,6 @@ def own_copy(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return tuple(own_copy(held) for held in value)
     return value
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor in a nest of mappings, sequences and dataclasses.
-
-    >>> len(list(tensors_in({"a": torch.ones(1), "b": [torch.ones(1), "text"]})))
-    2
-    """
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for held in value.values():
-            yield from tensors_in(held)
-    elif isinstance(value, tuple | list):
-        for held in value:
-            yield from tensors_in(held)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            yield from tensors_in(getattr(value, field.name))
 
 
 def default_loss(output: Any) -> Tensor:

@@ -1,13 +1,10 @@
-"""Few trainable tensors before much that is frozen: they keep all of it in the graph."""
+"""Trainable tensors before much that is frozen: they keep all of it in the graph."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
-
-_MOST_BLOCKERS = 2
-"""More trainable tensors than these up front are a choice (a trained stem, biases, adapters)."""
 
 _LEAST_RUN = 4
 """Frozen tensors in a row that are worth a word."""
@@ -26,7 +23,10 @@ class Blockers(NamedTuple):
 
 
 def early_blockers(order: Sequence[tuple[str, bool]], *, share: float = 0.5) -> Blockers:
-    """Find the few trainable tensors that stand before a long frozen run.
+    """Find the trainable tensors that stand before the longest frozen run.
+
+    However many they are: a trained stem (convolution and BatchNorm, three tensors) costs what one
+    forgotten bias costs. Biases or adapters in every layer leave no long run and are not found.
 
     Args:
         order: (name, trainable) of the model's tensors, from the input to the output.
@@ -38,6 +38,6 @@ def early_blockers(order: Sequence[tuple[str, bool]], *, share: float = 0.5) -> 
     trainable = [rank for rank, (_, trains) in enumerate(order) if trains]
     gaps = [(after - before - 1, n) for n, (before, after) in enumerate(pairwise(trainable), 1)]
     run, count = max(gaps, default=(0, 0), key=lambda gap: gap[0])
-    if run < max(_LEAST_RUN, share * len(order)) or count > _MOST_BLOCKERS:
+    if run < max(_LEAST_RUN, share * len(order)):
         return Blockers((), 0)
     return Blockers(tuple(order[rank][0] for rank in trainable[:count]), run)

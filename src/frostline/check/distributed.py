@@ -63,14 +63,17 @@ def recompile_limit(context: Context) -> Iterator[Hit]:
     """A compiled module has been compiled as often as torch allows: the next change runs eager."""
     for part in context.parts:
         inner = part.module._modules.get("_orig_mod")
+        if inner is None and part.module._compiled_call_impl is not None:  # module.compile()
+            inner = part.module
         if inner is None:
             continue
         count, limit = _compilations(inner)
         if count >= limit:
+            shared = ", counted together with all that is torch's own" if _is_torchs(inner) else ""
             yield Hit(
                 part.name or type(inner).__name__,
-                f"has been compiled {count} times, which is torch's limit: with the next freeze or"
-                " thaw it runs uncompiled, without an error",
+                f"has been compiled {count} times{shared}, which is torch's limit: with the next"
+                " freeze or thaw it runs uncompiled, without an error",
             )
 
 
@@ -95,10 +98,19 @@ def _compilations(module: nn.Module) -> tuple[int, int]:
     # Imported here: dynamo takes a second to load, and a model that is compiled has loaded it.
     from torch._dynamo import config
     from torch._dynamo.eval_frame import _debug_get_cache_entry_list
+    from torch._dynamo.external_utils import wrap_inline
 
-    code = getattr(type(module).forward, "__code__", None)
+    # Dynamo enters no forward of torch's own. It compiles one wrapper around them all instead, whose
+    # limit a second nn.Sequential finds used up.
+    forward: Any = wrap_inline(module.forward) if _is_torchs(module) else type(module).forward
+    code = getattr(forward, "__code__", None)
     entries = _debug_get_cache_entry_list(code) if code is not None else []
     return len(entries), int(config.recompile_limit)
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    """Whether a module's forward is written in torch itself, as nn.Sequential's is."""
+    return type(module).forward.__module__.partition(".")[0] == "torch"
 
 
 RULES = (thawed_after_wrap, frozen_after_wrap, recompile_limit)

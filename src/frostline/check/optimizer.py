@@ -12,9 +12,11 @@ from frostline.check.context import Context, Place
 from frostline.check.finding import Hit, rule
 from frostline.naming import canonical_keys, tensor_bytes
 from frostline.proof.trial import moves_without_gradient
-from frostline.units import format_bytes
+from frostline.units import format_bytes, format_names
 
 # State of torch's optimizers that has the parameter's own shape.
+_LABELS = ("params", "name", "param_names", "kept_names")
+
 _OWN_SHAPE = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
 
 
@@ -47,7 +49,9 @@ def frozen_with_state(context: Context) -> Iterator[Hit]:
     """An optimizer keeps state of a frozen parameter."""
     for name, parameter, place in _frozen_places(context):
         held = _state_tensors(place.optimizer, parameter)
-        if held:
+        # fl.sync(state="keep") notes whose state is kept on purpose.
+        kept = canonical_keys(list(place.group.get("kept_names", ())))
+        if held and not any(_is_called(context.aliases[id(parameter)], label) for label in kept):
             yield Hit(
                 name,
                 f"is frozen, but {type(place.optimizer).__name__} keeps"
@@ -71,7 +75,7 @@ def writes_without_gradient(context: Context) -> Iterator[Hit]:
             yield Hit(
                 where,
                 f"{type(place.optimizer).__name__} moves parameters that have no gradient, and"
-                f" holds {_listed(names)}, which {'is' if len(names) == 1 else 'are'} frozen",
+                f" holds {format_names(names)}, which {'is' if len(names) == 1 else 'are'} frozen",
             )
 
 
@@ -112,12 +116,15 @@ def zero_learning_rate(context: Context) -> Iterator[Hit]:
         for place in context.places.get(id(parameter), ()):
             # Warm-up starts at 0 as well, and remembers the real rate.
             started = float(place.group.get("initial_lr", place.group.get("lr", 1.0)))
-            if started == 0 and place.where not in seen:
+            by_hand = _zeroed_by_hand(context, place)
+            if (started == 0 or by_hand) and place.where not in seen:
                 seen.add(place.where)
+                raising = by_hand or _raising(context, place)
+                again = f"{raising} raises" if raising else "a scheduler may raise"
                 yield Hit(
                     place.where,
                     "has learning rate 0 and parameters that require gradients: all of the backward"
-                    " pass is paid, Rprop moves them, and a scheduler may raise the rate again",
+                    f" pass is paid, Rprop moves them, and {again} the rate again",
                 )
 
 
@@ -228,8 +235,38 @@ def dead_tensors(context: Context) -> dict[str, Place]:
 
 def writes_blindly(place: Place) -> bool:
     """Whether this optimizer, with this group's options, moves parameters without a gradient."""
-    options = {k: v for k, v in place.group.items() if k not in ("params", "name", "param_names")}
+    options = {k: v for k, v in place.group.items() if k not in _LABELS}
     return moves_without_gradient(type(place.optimizer), place.optimizer.defaults, options) is True
+
+
+def _steering(context: Context, place: Place) -> list[tuple[Any, int]]:
+    """The schedulers that steer a place's group, with the rank that the group has for them."""
+    rank = next(n for n, g in enumerate(place.optimizer.param_groups) if g is place.group)
+    return [(s, rank) for s in context.schedulers if getattr(s, "optimizer", 0) is place.optimizer]
+
+
+def _zeroed_by_hand(context: Context, place: Place) -> str | None:
+    """The scheduler that had set another rate than the 0 that a group has now; or None."""
+    steering = _steering(context, place)
+    # All of them: one that waits inside SequentialLR remembers a rate from before.
+    if float(place.group.get("lr", 1.0)) != 0 or not steering:
+        return None
+    set_rates = [list(getattr(scheduler, "_last_lr", ())) for scheduler, _ in steering]
+    given = (
+        rank < len(rates) and float(rates[rank]) != 0
+        for rates, (_, rank) in zip(set_rates, steering, strict=True)
+    )
+    return type(steering[0][0]).__name__ if all(given) else None
+
+
+def _raising(context: Context, place: Place) -> str | None:
+    """The scheduler that lifts a group from a rate of 0 to its own least or highest; or None."""
+    for scheduler, rank in _steering(context, place):
+        rates = list(getattr(scheduler, "max_lrs", ()))
+        top = rates[rank] if rank < len(rates) else getattr(scheduler, "eta_min", 0)
+        if float(top) > 0:
+            return type(scheduler).__name__
+    return None
 
 
 def _frozen_places(context: Context) -> Iterator[tuple[str, nn.Parameter, Place]]:
@@ -255,11 +292,6 @@ def _label(place: Place) -> str | None:
 def _is_called(aliases: set[str], label: str) -> bool:
     # Names may have been taken from a part of the model, or from a wrapper around it.
     return any(a == label or a.endswith(f".{label}") or label.endswith(f".{a}") for a in aliases)
-
-
-def _listed(names: list[str]) -> str:
-    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + rest
 
 
 RULES = (

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frostline.check.batch import call, default_loss, own_copy, tensors_in
+from frostline.check.batch import call, default_loss, own_copy
 from frostline.check.blockers import early_blockers
 from frostline.check.recorder import Call, Recording, recording
 from frostline.check.traceless import no_traces, same_bits
 from frostline.naming import Alias
+from frostline.nests import tensors_in
 
 Parts = tuple[tuple[str, nn.Module, bool], ...]
 """(name, module, frozen) of every module to watch."""
@@ -48,6 +49,7 @@ class Probe:
     Attributes:
         failure: why the step could not be done, or None.
         unusable: names of the example's tensors made under inference mode.
+        inferring: the module whose forward computes under inference mode what backward needs.
         unreached: trainable parameters that no gradient reaches.
         moved: frozen parameters, and buffers of frozen modules, that the forward pass wrote.
         unsteady: frozen modules whose output differs between two runs on the same input.
@@ -63,6 +65,7 @@ class Probe:
 
     failure: str | None = None
     unusable: tuple[str, ...] = ()
+    inferring: str | None = None
     unreached: tuple[str, ...] = ()
     moved: tuple[str, ...] = ()
     unsteady: tuple[str, ...] = ()
@@ -100,10 +103,13 @@ def run_probe(
     # What a wrapper adds (communication between ranks, compilation) is no part of the question.
     inner = _unwrapped(model)
     watched = tuple(part for part in parts if part[1] in set(inner.modules()))
+    first = Recording()
     with no_traces(model), torch.inference_mode(False), torch.enable_grad():
         try:
-            return _step(inner, example, loss, watched, parameters, resting)
+            return _step(inner, example, loss, watched, parameters, resting, first)
         except Exception as error:  # the model's own code: anything may come out of it
+            if first.inference is not None and "nference tensor" in str(error):
+                return Probe(inferring=first.inference, wiped={})
             message = " ".join(str(error).split())
             return Probe(failure=f"{type(error).__name__}: {message}"[:300], wiped={})
 
@@ -115,13 +121,18 @@ def _step(
     parts: Parts,
     parameters: Mapping[str, nn.Parameter],
     resting: Sequence[Alias],
+    first: Recording,
 ) -> Probe:
     before = [alias.tensor.detach().clone() for alias in resting]
     trainable = {name: p for name, p in parameters.items() if p.requires_grad}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with recording(parts) as first:
-            total = (loss or default_loss)(call(model, own_copy(example)))
+        with recording(parts, first):
+            output = call(model, own_copy(example))
+            if trainable and any(tensor.is_inference() for tensor in tensors_in(output)):
+                return Probe(inferring=first.inference, wiped={})
+            total = (loss or default_loss)(output)
+            del output
         kept_bytes = first.kept_bytes(model)
         first.kept.clear()
         moved = [a.name for a, was in zip(resting, before, strict=True) if _put_back(a, was)]

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frostline.check.batch import tensors_in
 from frostline.check.randomness import is_random
+from frostline.nests import tensors_in
 from frostline.proof import fingerprint
 
 
@@ -47,6 +47,9 @@ class Recording:
     order: list[str] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     kept: dict[int, Tensor] = field(default_factory=dict)
+    running: list[str] = field(default_factory=list)
+    inference: str | None = None
+    """The first module whose forward computes under inference mode."""
 
     def kept_bytes(self, model: nn.Module) -> int:
         """Bytes of the storages kept for backward, the model's own tensors left out."""
@@ -56,9 +59,14 @@ class Recording:
 
 
 @contextmanager
-def recording(parts: Iterable[tuple[str, nn.Module, bool]]) -> Iterator[Recording]:
-    """Record the calls of these (name, module, frozen) and what autograd keeps."""
-    seen = Recording()
+def recording(
+    parts: Iterable[tuple[str, nn.Module, bool]], seen: Recording | None = None
+) -> Iterator[Recording]:
+    """Record the calls of these (name, module, frozen) and what autograd keeps.
+
+    A caller who wants what was seen before an exception gives the recording to fill.
+    """
+    seen = Recording() if seen is None else seen
     handles = []
     for name, module, frozen in parts:
         watch = _Watch(name, module, frozen, seen)
@@ -81,9 +89,15 @@ class _Watch:
 
     def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self.seen.order.append(self.name)
+        if self.seen.running and (torch.is_inference_mode_enabled() or _inferred((args, kwargs))):
+            self.blame(self.seen.running[-1])  # inside it the mode was switched on
+        self.seen.running.append(self.name)
         self.given.append(_prints((args, kwargs)) if self.frozen else ())
 
     def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        del self.seen.running[-1:]
+        if _inferred(output):
+            self.blame(self.name)
         went_in, came_out = list(tensors_in((args, kwargs))), list(tensors_in(output))
         fresh = not any(t.requires_grad for t in went_in)
         self.seen.calls.append(
@@ -98,6 +112,14 @@ class _Watch:
                 zeroed=_zeroes_padding(module, args, kwargs, output),
             )
         )
+
+    def blame(self, name: str) -> None:
+        if self.seen.inference is None:
+            self.seen.inference = name
+
+
+def _inferred(nest: Any) -> bool:
+    return any(tensor.is_inference() for tensor in tensors_in(nest))
 
 
 def _zeroes_padding(module: nn.Module, args: Any, kwargs: Any, output: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -52,24 +53,15 @@ def check(
     FL201 1.weight
     FL201 1.bias
     """
-    inventory = take_inventory(model)
-    optimizers = _several(optimizer)
     context = Context(
         model=model,
-        inventory=inventory,
-        optimizers=optimizers,
+        inventory=take_inventory(model),
+        optimizers=_several(optimizer),
         schedulers=tuple(_with_inner(_several(scheduler))),
         plan=plan,
     )
     if example is not None and not context.uninitialised:
-        context = Context(
-            model=model,
-            inventory=inventory,
-            optimizers=optimizers,
-            schedulers=context.schedulers,
-            plan=plan,
-            probe=_probe(context, example, loss),
-        )
+        context = replace(context, probe=_probe(context, example, loss))
     return [finding for rule in RULES.values() for finding in rule.findings(context)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from frostline.check.blockers import early_blockers
 from frostline.check.context import Context
@@ -20,25 +20,25 @@ _WORTH_SAYING = 0.2
     fix="freeze it as well, unless it is meant to train",
 )
 def early_trainable(context: Context) -> Iterator[Hit]:
-    """One or two trainable tensors before a frozen part keep all of it in the graph."""
+    """Trainable tensors before a frozen part keep all of it in the graph."""
     kept = context.probe.kept if context.probe is not None else None
     if context.probe is not None and context.probe.failure is None:
         if kept and kept.bytes_without <= kept.bytes_with * (1 - _WORTH_SAYING):
-            for name in kept.blockers:
-                yield Hit(
-                    name,
-                    f"trains ahead of {kept.behind} frozen tensors, which gradients must cross to"
-                    f" reach it: a step keeps {format_bytes(kept.bytes_with)} of activations,"
-                    f" {format_bytes(kept.bytes_without)} without it",
-                )
+            them = "it" if len(kept.blockers) == 1 else "them"
+            yield Hit(
+                kept.blockers[0],
+                f"{_trains(kept.blockers)} ahead of {kept.behind} frozen tensors, which gradients"
+                f" must cross to reach {them}: a step keeps {format_bytes(kept.bytes_with)} of"
+                f" activations, {format_bytes(kept.bytes_without)} without {them}",
+            )
         return
     found = early_blockers([(n, p.requires_grad) for n, p in context.parameters.items()])
-    for name in found.blockers:
+    if found.blockers:
         yield Hit(
-            name,
-            f"trains ahead of {found.behind} frozen tensors of {len(context.parameters)}, which"
-            " gradients must cross to reach it: their activations are kept (pass example= to"
-            " measure)",
+            found.blockers[0],
+            f"{_trains(found.blockers)} ahead of {found.behind} frozen tensors of"
+            f" {len(context.parameters)}, which gradients must cross: their activations are kept"
+            " (pass example= to measure)",
         )
 
 
@@ -92,6 +92,11 @@ def reentrant_checkpoint(context: Context) -> Iterator[Hit]:
                 "gets no gradient: checkpointing with use_reentrant=True works only if an input"
                 " requires grad, and what a frozen part gives does not",
             )
+
+
+def _trains(blockers: Sequence[str]) -> str:
+    more = len(blockers) - 1
+    return f"trains, like {more} more, and lies" if more else "trains"
 
 
 RULES = (early_trainable, input_requires_grad, gradient_hook, reentrant_checkpoint)

@@ -103,7 +103,7 @@ def over_matching_name(context: Context) -> Iterator[Hit]:
     fix="build, load and compute under torch.no_grad() instead of torch.inference_mode()",
 )
 def inference_tensor(context: Context) -> Iterator[Hit]:
-    """A parameter, a buffer or the example was made under inference_mode."""
+    """A parameter, a buffer, the example or what a forward computes is made in inference_mode."""
     tensors = [(a.name, a.tensor) for g in context.inventory.groups for a in g.aliases]
     tensors += [(alias.name, alias.tensor) for alias in context.inventory.buffers]
     # A lazy parameter refuses every question.
@@ -113,6 +113,14 @@ def inference_tensor(context: Context) -> Iterator[Hit]:
             name,
             "was made under torch.inference_mode(): the first layer that trains on it fails, since"
             " it can't be saved for backward",
+        )
+    inferring = context.probe.inferring if context.probe is not None else None
+    if inferring is not None:
+        yield Hit(
+            inferring or type(context.model).__name__,
+            "enters torch.inference_mode() in its forward: what it computes there can't be saved"
+            " for backward, so nothing can train on it",
+            "enter torch.no_grad() there instead, which saves as much memory",
         )
 
 

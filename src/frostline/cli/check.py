@@ -10,6 +10,7 @@ import typer
 
 from frostline.cli.chosen_plan import chosen_plan
 from frostline.cli.console import print_json, results
+from frostline.units import format_number_of
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -66,7 +67,7 @@ def check(
         print_json(
             {
                 "source": model,
-                "plan": [{r.action: r.select.plain()} for r in chosen.rules] if chosen else None,
+                "plan": chosen.plain() if chosen else None,
                 "errors": errors,
                 "warnings": len(findings) - errors,
                 "findings": [asdict(finding) for finding in findings],
@@ -87,8 +88,8 @@ def _show(findings: list[Finding], errors: int) -> None:
         console.print("No findings.")
         return
     console.print(
-        f"{_counted(len(findings), 'finding')}: {_counted(errors, 'error')},"
-        f" {_counted(len(findings) - errors, 'warning')}."
+        f"{format_number_of(len(findings), 'finding')}: {format_number_of(errors, 'error')},"
+        f" {format_number_of(len(findings) - errors, 'warning')}."
         f" Each code has a page, such as {PAGES}{findings[0].code}.md",
         soft_wrap=True,
     )
@@ -100,7 +101,3 @@ def _line(finding: Finding) -> Text:
     line = Text(str(finding))
     line.stylize("bold red" if finding.severity == "error" else "bold yellow", 0, 5)
     return line
-
-
-def _counted(count: int, word: str) -> str:
-    return f"{count} {word}{'s' * (count != 1)}"

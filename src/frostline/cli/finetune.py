@@ -107,22 +107,24 @@ def finetune(
         )
 
     # Late: torch takes a second to load, and --help should not.
-    from frostline.cli.finetune_view import Display, show
-    from frostline.finetune import job
-    from frostline.finetune.config import load_config
-    from frostline.finetune.interrupts import Interrupted
+    from frostline.finetune.interrupts import Interrupted, loading
 
-    display = Display(notes())
-    # What a user's model prints must not get among the results.
-    with contextlib.redirect_stdout(sys.stderr), display:
-        try:
-            if resume:
-                result = job.resume(resume, display)
-            else:
-                result = job.start(load_config(config, flags), display)
-        except Interrupted as stopped:
-            display.note(str(stopped))
-            raise typer.Exit(_INTERRUPTED) from None
+    with loading():
+        from frostline.cli.finetune_view import Display, show
+        from frostline.finetune import job
+        from frostline.finetune.config import load_config
+
+        display = Display(notes())
+        # What a user's model prints must not get among the results.
+        with contextlib.redirect_stdout(sys.stderr), display:
+            try:
+                if resume:
+                    result = job.resume(resume, display)
+                else:
+                    result = job.start(load_config(config, flags), display)
+            except Interrupted as stopped:
+                display.note(str(stopped))
+                raise typer.Exit(_INTERRUPTED) from None
     if as_json:
         print_json(result.to_json())
     else:

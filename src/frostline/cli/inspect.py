@@ -13,7 +13,7 @@ from frostline.cli.chosen_plan import chosen_plan
 from frostline.cli.console import print_json, results
 from frostline.errors import SelectorError
 from frostline.report.tree import Node, TensorRecord, build_tree
-from frostline.units import format_bytes, format_count
+from frostline.units import format_bytes, format_count, format_names, format_number_of
 
 if TYPE_CHECKING:
     from frostline.freezing import Plan
@@ -68,7 +68,7 @@ def inspect(
                 "source": model,
                 "kind": kind,
                 "type": tree.type_name or None,
-                "plan": [{r.action: r.select.plain()} for r in chosen.rules] if chosen else None,
+                "plan": chosen.plain() if chosen else None,
                 "totals": asdict(tree.totals),
                 "tree": _plain(tree),
                 "tensors": [asdict(record) for record in records],
@@ -133,11 +133,11 @@ def _summary(tree: Node, records: list[TensorRecord]) -> list[str]:
     totals = tree.totals
     held = (
         f"{format_count(totals.parameters)} parameters in"
-        f" {_counted(totals.parameter_tensors, 'tensor')}, {'/'.join(tree.dtypes)},"
+        f" {format_number_of(totals.parameter_tensors, 'tensor')}, {'/'.join(tree.dtypes)},"
         f" {format_bytes(totals.parameter_bytes)}"
     )
     if totals.buffer_tensors:
-        buffers = _counted(totals.buffer_tensors, "buffer")
+        buffers = format_number_of(totals.buffer_tensors, "buffer")
         held += f"; {buffers}, {format_bytes(totals.buffer_bytes)}"
     lines = [f"{held}."]
     if tree.state != "unknown":
@@ -148,8 +148,7 @@ def _summary(tree: Node, records: list[TensorRecord]) -> list[str]:
         )
     ties = [f"{record.name} = {record.same_as}" for record in records if record.same_as]
     if ties:
-        rest = f" and {len(ties) - 3} more" if len(ties) > 3 else ""
-        lines.append(f"Tied, so frozen or trained together: {', '.join(ties[:3])}{rest}.")
+        lines.append(f"Tied, so frozen or trained together: {format_names(ties)}.")
     return lines
 
 
@@ -196,7 +195,3 @@ def _example(tree: Node) -> str:
     if parts:
         return f"--train {parts[-1].path}"
     return f"--train {tensors[-1]}" if len(tensors) > 1 else "--json"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

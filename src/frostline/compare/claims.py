@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from frostline.compare.comparison import Comparison, Way
-from frostline.units import format_bytes, format_seconds
+from frostline.units import format_bytes, format_names, format_seconds
 
 Verdict: TypeAlias = Literal["holds", "holds in part", "does not hold", "within noise"]
 
@@ -67,7 +66,7 @@ def _all_move(found: Comparison) -> Claim:
         says="With nothing frozen, all weights move.",
         verdict="does not hold" if still else "holds",
         measured=(
-            f"{_listed(still)} did not move."
+            f"{format_names(still)} did not move."
             if still
             else f"All {len(weights)} tensors of weights moved."
         ),
@@ -79,7 +78,7 @@ def _only_the_rest_moves(found: Comparison, way: Way, says: str) -> Claim:
     weights, buffers = result.moved(found.frozen), result.moved(found.frozen_buffers)
     still = [name for name in found.trained if result.changed[name] == 0.0]
     measured = (
-        f"{_listed(weights)} moved although frozen"
+        f"{format_names(weights)} moved although frozen"
         if weights
         else "The frozen weights moved by exactly 0"
     )
@@ -92,7 +91,7 @@ def _only_the_rest_moves(found: Comparison, way: Way, says: str) -> Claim:
     elif found.frozen_buffers:
         measured += f", and so did the {len(found.frozen_buffers)} buffers of the frozen layers"
     if still:
-        measured += f"; {_listed(still)} should train and did not move"
+        measured += f"; {format_names(still)} should train and did not move"
     in_part: Verdict = "holds in part" if buffers else "holds"
     return Claim(
         says=says,
@@ -180,9 +179,3 @@ def _faster(found: Comparison) -> Claim:
         verdict=verdict,
         measured=measured,
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Up to three names, and how many more."""
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -8,8 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -20,6 +19,7 @@ from torch.optim import Optimizer
 import frostline as fl
 from frostline.compare.comparison import WAYS, Comparison, Way, WayResult
 from frostline.errors import ConfigError, FrostlineError, OptimizerError
+from frostline.finetune.threads import threads
 from frostline.measure import (
     StepTime,
     gradient_bytes,
@@ -89,7 +89,7 @@ def compare_ways(experiment: Experiment[Batch]) -> Comparison:
     (0.0, 200)
     """
     frozen = fl.freeze(copy.deepcopy(experiment.model), experiment.freeze)
-    with torch.random.fork_rng(devices=[]), _threads(experiment.threads):
+    with torch.random.fork_rng(devices=[]), threads(experiment.threads):
         runs = [_Run(way, experiment) for way in WAYS]
         changes = [run.train() for run in runs]
         times = step_times(
@@ -171,16 +171,6 @@ class _Run(Generic[Batch]):
             step_time=step_time,
             predicted=predict(self.model, batch, loss, optimizer=self.make_optimizer),
         )
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _freeze(way: Way, model: nn.Module, experiment: Experiment[Batch]) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from frostline.documents import parse_yaml, read_text
 from frostline.errors import ConfigError
 
 WHAT_TO_TRAIN = ("train", "freeze", "plan")
@@ -122,18 +123,8 @@ def load_config(
 
 
 def _read_fields(path: Path) -> dict[str, object]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-        nodes = yaml.compose(text, Loader=yaml.SafeLoader)
-        document = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"cannot read the configuration {path}: {reason}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    except ValueError as error:  # such as the date 2024-13-45
-        raise ConfigError(f"{path} has a value that YAML can't read: {error}") from error
-    _refuse_repeated_keys(path, nodes)
+    text = read_text(path, called="the configuration", error=ConfigError)
+    document = parse_yaml(text, source=str(path), error=ConfigError)
     if document is None:
         raise ConfigError(f"{path} is empty: write a field, such as 'epochs: 5', or leave it out")
     if not isinstance(document, dict):
@@ -141,17 +132,6 @@ def _read_fields(path: Path) -> dict[str, object]:
             f"{path}: expected fields such as 'epochs: 5', got {_SHORT.repr(document)}"
         )
     return {str(name): value for name, value in document.items()}
-
-
-def _refuse_repeated_keys(path: Path, document: yaml.Node | None) -> None:
-    """PyYAML would take the last of two and say nothing."""
-    seen: set[object] = set()
-    for key, _ in document.value if isinstance(document, yaml.MappingNode) else ():
-        if key.value in seen:
-            raise ConfigError(
-                f"{path}: {key.value} is given twice, in line {key.start_mark.line + 1} again"
-            )
-        seen.add(key.value)
 
 
 def _problem(details: Any, path: Path | None, flags: Mapping[str, object]) -> str:

@@ -44,6 +44,33 @@ class StopRequest:
             raise KeyboardInterrupt
 
 
+_early = StopRequest()
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """While this is open a Ctrl-C is not lost, even if what runs swallows ``KeyboardInterrupt``.
+
+    Imports of compiled modules have been seen to do so: then :func:`listening` starts with the
+    request already made.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        _early.made = True
+        raise KeyboardInterrupt
+
+    _early.made = False
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        _early.made = False
+
+
 @contextmanager
 def listening() -> Iterator[StopRequest]:
     """While this is open the first SIGINT or SIGTERM only makes a request to stop.
@@ -52,7 +79,7 @@ def listening() -> Iterator[StopRequest]:
     ``KeyboardInterrupt`` at once, for a step that takes too long to wait for. Outside the main
     thread signals can't be handled, and the request is never made.
     """
-    request = StopRequest()
+    request = StopRequest(made=_early.made)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -30,7 +30,7 @@ from frostline.finetune.proving import Record, prove, record
 from frostline.finetune.result import Accuracy, Result, Savings, Trained
 from frostline.finetune.run_folder import RunFolder, State, Status, create_run, json_bytes
 from frostline.finetune.savings import measure_savings
-from frostline.finetune.threads import one_thread
+from frostline.finetune.threads import threads
 from frostline.finetune.watcher import Silent, Watcher
 from frostline.freezing import Plan
 
@@ -163,8 +163,7 @@ def _resume(
 @contextmanager
 def _surroundings(config: FinetuneConfig) -> Iterator[None]:
     """The caller's random state and threads are as before afterwards."""
-    few = one_thread() if config.model in BUILTIN else nullcontext()
-    with torch.random.fork_rng(devices=[]), few:
+    with torch.random.fork_rng(devices=[]), threads(1 if config.model in BUILTIN else None):
         yield
 
 

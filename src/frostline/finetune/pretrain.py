@@ -24,7 +24,7 @@ from frostline.files import replace_atomically
 from frostline.finetune import data, loop, networks
 from frostline.finetune.data import PRETRAINING_DIGITS, load_digits_task, scans_version
 from frostline.finetune.networks import DigitsCNN
-from frostline.finetune.threads import one_thread
+from frostline.finetune.threads import threads
 from frostline.proof import fingerprint
 
 
@@ -120,7 +120,7 @@ def cache_key(recipe: Recipe) -> str:
 
 def _train(recipe: Recipe) -> DigitsCNN:
     task = load_digits_task(recipe.digits, seed=recipe.seed)
-    with torch.random.fork_rng(devices=[]), one_thread():
+    with torch.random.fork_rng(devices=[]), threads(1):
         torch.manual_seed(recipe.seed)
         model = DigitsCNN(len(recipe.digits))
         optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr)

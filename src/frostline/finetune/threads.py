@@ -9,20 +9,20 @@ import torch
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread while this is open.
+def threads(count: int | None) -> Iterator[None]:
+    """Compute on ``count`` threads while this is open; None leaves their number as it is.
 
-    A step of the built-in networks takes a few milliseconds, in which a second thread gains next
-    to nothing. On a busy machine it costs dearly: each operator waits for a thread that another
-    process holds up, and the default job was seen to take 20 times as long. Also, sums that are
-    not split are rounded the same way whatever the number of cores.
+    For the built-in networks one is best: a step of theirs takes a few milliseconds, in which a
+    second thread gains next to nothing. On a busy machine it costs dearly: each operator waits for
+    a thread that another process holds up, and the default job was seen to take 20 times as long.
+    Also, sums that are not split are rounded the same way whatever the number of cores.
 
-    >>> with one_thread():
+    >>> with threads(1):
     ...     torch.get_num_threads()
     1
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count or before)
     try:
         yield
     finally:

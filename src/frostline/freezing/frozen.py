@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Any
 
 from torch import nn
@@ -69,7 +68,7 @@ class Frozen:
         self._trained = _groups(inventory, decisions, "train")
         self._also_pinned = tuple(inventory.groups[index] for index in also_pinned)
         self._buffers = inventory.buffers
-        self._evidence = Evidence()
+        self._evidence = Evidence(model)
         self._pins: dict[str, Pin | None] = {}
         self._modes_before = [(placed.module, placed.module.training) for placed in inventory[0]]
         self._lifted: Lifted | None = None
@@ -196,12 +195,7 @@ class Frozen:
     def __enter__(self) -> Frozen:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.undo()
 
     def __str__(self) -> str:

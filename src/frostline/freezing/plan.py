@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 
+from frostline.documents import parse_yaml, read_text
 from frostline.errors import PlanError, SelectorError
 from frostline.files import write_atomically
 from frostline.selection import Selector, SelectorLike, as_selector, from_plain
@@ -86,10 +87,7 @@ class Plan:
     @staticmethod
     def parse(text: str, *, source: str = "plan") -> Plan:
         """Read a plan from YAML; ``source`` names it in errors. Raises PlanError."""
-        try:
-            document = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise PlanError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+        document = parse_yaml(text, source=source, error=PlanError)
         if document is None:
             raise PlanError(f"{source} is empty: write 'frostline: 1' and a list of 'rules'")
         if not isinstance(document, dict):
@@ -97,7 +95,8 @@ class Plan:
                 f"{source}: expected the keys 'frostline' and 'rules', got {document!r:.60}"
             )
         _refuse_unknown_keys(document, ("frostline", "rules"), source)
-        if document.get("frostline") != _VERSION:
+        version = document.get("frostline")
+        if version != _VERSION or isinstance(version, bool):
             raise PlanError(
                 f"{source}: expected 'frostline: {_VERSION}' (the format's version),"
                 f" got {document.get('frostline')!r}"
@@ -112,17 +111,20 @@ class Plan:
     @staticmethod
     def load(path: str | Path) -> Plan:
         """Read a plan file; raises PlanError if it cannot be read or is no plan."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise PlanError(f"cannot read the plan {str(path)!r}: {reason}") from error
+        text = read_text(Path(path), called="the plan", error=PlanError)
         return Plan.parse(text, source=str(path))
+
+    def plain(self) -> list[dict[str, Any]]:
+        """The rules as YAML and JSON hold them; raises SelectorError as :meth:`to_yaml` does.
+
+        >>> Plan.all_but("head").plain()
+        [{'freeze': '**'}, {'train': 'head'}]
+        """
+        return [{rule.action: rule.select.plain()} for rule in self.rules]
 
     def to_yaml(self) -> str:
         """The plan as YAML; raises SelectorError if a rule selects by a function or an object."""
-        rules = [{rule.action: rule.select.plain()} for rule in self.rules]
-        return yaml.safe_dump({"frostline": _VERSION, "rules": rules}, sort_keys=False)
+        return yaml.safe_dump({"frostline": _VERSION, "rules": self.plain()}, sort_keys=False)
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a file, whole or not at all; raises OutputError if it cannot."""

@@ -8,11 +8,10 @@ row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from frostline.naming import tensor_bytes
+from frostline.nests import inner_tensors, tensors_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def optimizer_state_bytes(optimizer: Optimizer) -> int:
     >>> optimizer_state_bytes(adam)  # two moments of 40 bytes, two counters of 4
     88
     """
-    return _total(_tensors_in(list(optimizer.state.values())))
+    return _total(tensors_in(list(optimizer.state.values())))
 
 
 def saved_activations(model: nn.Module, run: Callable[[], Tensor]) -> SavedTensors:
@@ -148,27 +148,8 @@ def _storages(tensors: Iterable[Tensor]) -> Iterator[tuple[int, int]]:
 
 def _plain_parts(tensor: Tensor) -> Iterator[Tensor]:
     """The tensors with a storage that a composite one is made of; a plain one itself."""
-    if hasattr(type(tensor), "__tensor_flatten__"):  # DTensor, torchao, jagged, ...
-        names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
-        for name in names:
-            yield from _plain_parts(getattr(tensor, name))
-    elif tensor.layout is torch.sparse_coo:
-        yield from (tensor._indices(), tensor._values())
-    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
-        yield from (tensor.crow_indices(), tensor.col_indices(), tensor.values())
-    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
-        yield from (tensor.ccol_indices(), tensor.row_indices(), tensor.values())
-    else:
+    inner = [part for _, part in inner_tensors(tensor)]
+    if not inner:
         yield tensor
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor in a nest of mappings and lists."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for held in value.values():
-            yield from _tensors_in(held)
-    elif isinstance(value, Iterable) and not isinstance(value, str | bytes):
-        for held in value:
-            yield from _tensors_in(held)
+    for part in inner:
+        yield from _plain_parts(part)

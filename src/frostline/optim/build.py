@@ -64,6 +64,10 @@ def optimizer(
     >>> [(group["name"], group["param_names"], group["weight_decay"]) for group in opt.param_groups]
     [('all', ['1.weight'], 0.1), ('no decay', ['1.bias'], 0.0)]
     """
+    if not callable(build):
+        raise OptimizerError(
+            f"expected an optimizer class or a factory, such as torch.optim.AdamW, got {build!r}"
+        )
     if lr is not None:
         defaults["lr"] = lr
     inventory = take_inventory(model)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from frostline.errors import OptimizerError
 from frostline.naming import Inventory, TensorGroup
@@ -72,6 +72,7 @@ def parameter_groups(
         if layer_decay is not None:
             merged["lr"] = merged.get("lr", lr) * layer_decay ** (max(depths) - depth)
             labels.insert(0, f"layer {depth}")
+        _refuse_zero_rate(merged.get("lr", lr), labels)
         result.append(_group(", ".join(labels) or "all", members, merged, declare_all))
     return result
 
@@ -92,6 +93,15 @@ def _group(
         declared_names=tuple(name for group in members for name in group.named),
         options=options,
     )
+
+
+def _refuse_zero_rate(rate: object, labels: list[str]) -> None:
+    """A learning rate of 0 freezes nothing: Rprop moves all the same, schedulers raise it again."""
+    if isinstance(rate, float | int | Tensor) and float(rate) == 0:
+        raise OptimizerError(
+            f"lr=0 for group '{', '.join(labels) or 'all'}' is no freeze: some optimizers move it"
+            " all the same, and a scheduler may raise it again. Use fl.freeze, and leave it out"
+        )
 
 
 def _can_train(parameter: nn.Parameter) -> bool:

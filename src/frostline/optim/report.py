@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from frostline.units import format_names
+
 
 @dataclass(frozen=True, kw_only=True)
 class SyncReport:
@@ -37,7 +39,9 @@ class SyncReport:
         by_group: dict[str, list[str]] = {}
         for name, group in zip(self.added, self.groups, strict=True):
             by_group.setdefault(group, []).append(name)
-        joined = ", ".join(f"{format_names(names)} into '{group}'" for group, names in by_group.items())
+        joined = ", ".join(
+            f"{format_names(names)} into '{group}'" for group, names in by_group.items()
+        )
         parts = [f"added {len(self.added)} ({joined})"] if self.added else []
         for word, names in (("replaced", self.replaced), ("dropped", self.dropped)):
             if names:

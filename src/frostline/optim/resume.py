@@ -19,10 +19,13 @@ from frostline.naming import take_inventory
 from frostline.optim.membership import foreign_positions
 from frostline.optim.report import group_label
 from frostline.optim.trial import initial_states
+from frostline.units import format_names
 
 _FORMAT = 1
 # Where things belong. The optimizer that is loaded into keeps its own.
-_STRUCTURE = frozenset({"params", "param_names", "declared_names", "declare_all", "name"})
+_STRUCTURE = frozenset(
+    {"params", "param_names", "declared_names", "kept_names", "declare_all", "name"}
+)
 _BY_SCHEDULER = frozenset({"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum"})
 
 

@@ -10,6 +10,9 @@ from frostline.errors import OptimizerError
 
 # What torch's schedulers keep one of for each group.
 _PER_GROUP = ("base_lrs", "lr_lambdas", "max_lrs", "base_momentums", "max_momentums", "min_lrs")
+# They compute a group's next rate from its present one and go by no list, so a group that joined
+# later is scheduled all the same.
+_BY_PRESENT_RATE = frozenset({"StepLR", "MultiStepLR", "ExponentialLR", "PolynomialLR"})
 
 
 def refuse_misfit(optimizer: Optimizer, scheduler: object) -> None:
@@ -28,6 +31,8 @@ def refuse_misfit(optimizer: Optimizer, scheduler: object) -> None:
                 f"this {name} drives another optimizer ({type(driven).__name__}): pass the one"
                 " that was built on this optimizer"
             )
+        if _BY_PRESENT_RATE & {base.__name__ for base in type(part).__mro__}:
+            continue
         for key in _PER_GROUP:
             known = getattr(part, key, None)
             if key == "min_lrs" and getattr(part, "default_min_lr", None) is not None:

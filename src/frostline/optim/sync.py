@@ -83,6 +83,7 @@ def sync(
     states = _planned_states(optimizer, plan, restarting)
     _settle(inventory, plan, gradients)
     _apply(named, optimizer, plan, states)
+    _mark_kept(named, optimizer)
     return SyncReport(
         added=tuple(plan.added),
         groups=tuple(
@@ -148,6 +149,24 @@ def _apply(
     for parameter in named.values():
         if not parameter.requires_grad:
             parameter.grad = None
+
+
+def _mark_kept(named: dict[str, nn.Parameter], optimizer: Optimizer) -> None:
+    """Write into each group which frozen parameters keep their state on purpose.
+
+    Elsewhere such state is a fault: the guard and the linter look for it.
+    """
+    frozen = {id(p): name for name, p in named.items() if not p.requires_grad}
+    for group in optimizer.param_groups:
+        kept = [
+            frozen[id(tensor)]
+            for tensor in group["params"]
+            if id(tensor) in frozen and optimizer.state.get(tensor)
+        ]
+        if kept:
+            group["kept_names"] = kept
+        else:
+            group.pop("kept_names", None)
 
 
 def _refuse_writer(optimizer: Optimizer) -> None:

@@ -73,7 +73,10 @@ def _is_parameter(s: Suspect) -> bool:
 
 
 _CAUSES: tuple[tuple[Callable[[Suspect], bool], str], ...] = (
-    (_is_gone, "it was removed from its module after the freeze"),
+    (
+        _is_gone,
+        "it, or a module that holds it, was removed or replaced after the freeze: freeze again",
+    ),
     (
         _was_replaced,
         (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from frostline.errors import FrozenChangedError
-from frostline.naming import Alias, tensor_bytes
+from frostline.naming import Alias, tensor_bytes, walk_modules
 from frostline.proof.causes import Suspect, likely_cause
 from frostline.proof.changes import Change, Proof, describe
 from frostline.proof.fingerprint import fingerprint
@@ -43,6 +43,9 @@ class Witnessed(NamedTuple):
 class Evidence:
     """What a set of frozen tensors held; it can shrink, grow, and be compared with the present.
 
+    Args:
+        root: the model; a module that no longer hangs in it has not stayed what it was.
+
     >>> from torch import nn
     >>> from frostline.naming import take_inventory
     >>> layer = nn.Linear(2, 2)
@@ -52,7 +55,8 @@ class Evidence:
     2
     """
 
-    def __init__(self) -> None:
+    def __init__(self, root: nn.Module | None = None) -> None:
+        self._root = root
         self._witnessed: dict[str, Witnessed] = {}
 
     def __len__(self) -> int:
@@ -89,7 +93,8 @@ class Evidence:
     def changes(self) -> list[Change]:
         """The covered tensors that are not bitwise what they were, in the model's order."""
         with torch.no_grad():
-            found = (change_in(entry) for entry in self._witnessed.values())
+            places = None if self._root is None else _places(self._root)
+            found = (change_in(entry, places) for entry in self._witnessed.values())
             return [change for change in found if change is not None]
 
     def verify(self) -> Proof:
@@ -106,13 +111,23 @@ class Evidence:
         )
 
 
-def change_in(entry: Witnessed) -> Change | None:
-    """How a tensor differs from what it was, and the likely cause; None if it does not."""
-    now = entry.now()
+Places = frozenset[tuple[str, int]]
+"""Where modules hang in a model: canonical name and identity of each."""
+
+
+def change_in(entry: Witnessed, places: Places | None = None) -> Change | None:
+    """How a tensor differs from what it was, and the likely cause; None if it does not.
+
+    With ``places``, a tensor whose module hangs there no more counts as gone.
+    """
+    alias = entry.alias
+    hangs = places is None or (alias.owner_name, id(alias.owner)) in places
+    now = entry.now() if hangs else None
     moved = None if now is None else movement(entry.reference, now)
     if now is not None and moved is None:
         return None
     suspect = Suspect(key=entry.key, owner=entry.alias.owner, was=entry.alias.tensor, now=now)
+    converted = now is not None and moved is not None and entry.reference.dtype != now.dtype
     whole = moved is not None and moved.compared == entry.reference.elements
     partly = moved is not None and moved.compared > 0 and not whole
     return Change(
@@ -122,5 +137,14 @@ def change_in(entry: Witnessed) -> Change | None:
         moved=moved.moved if moved and whole else None,
         max_abs=moved.max_abs if moved else float("nan"),
         sampled=(moved.compared, moved.moved) if moved and partly else None,
-        cause=likely_cause(suspect),
+        cause=_conversion(entry.reference, now) if converted else likely_cause(suspect),
     )
+
+
+def _conversion(reference: Reference, now: Tensor | None) -> str:
+    assert now is not None
+    return f"it was converted from {reference.dtype} to {now.dtype}: convert first, then freeze"
+
+
+def _places(root: nn.Module) -> Places:
+    return frozenset((name, id(module)) for name, module in walk_modules(root))

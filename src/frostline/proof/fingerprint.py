@@ -138,7 +138,8 @@ def _parts(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     elif tensor.is_quantized:
         yield "integers", tensor.int_repr()
         if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
-            yield "scale", torch.tensor([tensor.q_scale(), tensor.q_zero_point()])
+            yield "scale", torch.tensor(tensor.q_scale(), dtype=torch.float64)
+            yield "zero", torch.tensor(tensor.q_zero_point())
         else:
             yield from (
                 ("scale", tensor.q_per_channel_scales()),

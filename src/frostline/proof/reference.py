@@ -154,10 +154,17 @@ def difference(before: Tensor, now: Tensor) -> Movement:
     itemsize = before.element_size()
     bits_differ = as_bytes(before).view(-1, itemsize) != as_bytes(now).view(-1, itemsize)
     moved = bits_differ.any(dim=1)
-    wide = torch.complex128 if before.is_complex() else torch.float64
-    amounts = (now[moved].to(wide) - before[moved].to(wide)).abs()
     return Movement(
         compared=before.numel(),
         moved=int(moved.sum()),
-        max_abs=float(amounts.max()) if amounts.numel() else 0.0,
+        max_abs=_largest_amount(before, now, moved),
     )
+
+
+def _largest_amount(before: Tensor, now: Tensor, moved: Tensor) -> float:
+    wide = torch.complex128 if before.is_complex() else torch.float64
+    try:
+        amounts = (now[moved].to(wide) - before[moved].to(wide)).abs()
+    except RuntimeError:  # a packed dtype (float4, int4) that torch cannot index or convert
+        return float("nan")
+    return float(amounts.max()) if amounts.numel() else 0.0

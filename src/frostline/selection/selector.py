@@ -31,9 +31,11 @@ class Matcher(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Selector:
     """A condition on parameters; combine selectors, and strings, with ``|``, ``&`` and ``~``.
+
+    Selectors that are written the same are equal, so one that was saved and loaded is too.
 
     >>> str(glob("layers.[0-3].**") & ~Selector.parse("bias"))
     "all: ['layers.[0-3].**', {'not': 'bias'}]"
@@ -71,6 +73,19 @@ class Selector:
 
     def __invert__(self) -> Selector:
         return Selector(Not(self))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Selector) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> object:
+        try:
+            return repr(self.plain())
+        except SelectorError:  # a function or an object has no written form
+            return self.matcher
 
     def __str__(self) -> str:
         try:

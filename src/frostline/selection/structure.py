@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -139,6 +140,8 @@ class Children:
     end: Literal["first", "last"]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.count, int) or isinstance(self.count, bool):
+            raise SelectorError(f"fl.{self.end} takes a whole number first, got {self.count!r}")
         if self.count < 1:
             raise SelectorError(f"selector {self.plain()!r} asks for {self.count}, not 1 or more")
 
@@ -185,8 +188,11 @@ def children_with_parameters(inventory: Inventory, container: str) -> list[str]:
 
 def class_named(module: nn.Module, name: str) -> bool:
     """Whether the module's class, or a base of it, has this simple or qualified name."""
+    # torch.nn.Linear is defined in torch.nn.modules.linear, and people write the former.
+    package, _, simple = name.rpartition(".")
+    named = getattr(sys.modules.get(package), simple, None) if package else None
     return any(
-        base.__name__ == name or f"{base.__module__}.{base.__qualname__}" == name
+        base.__name__ == name or base is named or f"{base.__module__}.{base.__qualname__}" == name
         for base in type(module).__mro__
     )
 

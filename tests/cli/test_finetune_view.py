@@ -1,0 +1,114 @@
+"""What a run looks like on a terminal, from results written out by hand."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from frostline.cli.finetune_view import Display, show
+from frostline.finetune.metrics import EpochMetrics
+from frostline.finetune.result import (
+    Accuracy,
+    Cost,
+    ProofReport,
+    Result,
+    Savings,
+    Trained,
+)
+from frostline.proof import Change
+
+RESULT = Result(
+    run=Path("runs/digits-cnn-20250131-123005"),
+    model="digits-cnn",
+    data="digits",
+    epochs=10,
+    train_seconds=1.25,
+    trained=Trained(rules="freeze: **; train: head", parameters=645, of=130_533),
+    accuracy=Accuracy(before=0.2, after=0.9778, held_out=225),
+    proof=ProofReport(parameters=12, buffers=12, seconds=0.0012, changes=()),
+    saved=Savings(
+        frozen=Cost(
+            gradient_bytes=1024, optimizer_state_bytes=0, activation_bytes=2048, step_seconds=0.003
+        ),
+        full=Cost(
+            gradient_bytes=4096, optimizer_state_bytes=0, activation_bytes=2048, step_seconds=0.002
+        ),
+    ),
+    next="frostline inspect runs/digits-cnn-20250131-123005/model.safetensors",
+)
+
+VIEW = """
+    accuracy 20.0% (the head is new) → 97.8% on 225 held-out scans; 10 epochs in 1.25 s
+    proof holds: 24 frozen tensors (12 parameters, 12 buffers) are bitwise unchanged;
+    checked in 1.2 ms
+    trained 645 of 130,533 parameters (freeze: **; train: head)
+    one step frozen full training saved
+    gradients 1.0 KiB 4.0 KiB 75%
+    optimizer state 0 B 0 B -
+    activations kept 2.0 KiB 2.0 KiB 0%
+    time 3 ms 2 ms -50%
+    run runs/digits-cnn-20250131-123005
+    next frostline inspect runs/digits-cnn-20250131-123005/model.safetensors
+"""
+
+MOVED = Change(
+    name="stem.1.running_mean",
+    kind="buffer",
+    elements=32,
+    moved=1,
+    max_abs=1e-7,
+    cause="someone nudged it",
+)
+
+
+def shown(result: Result, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    show(result, console)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_view_of_a_run(width):
+    text = shown(RESULT, width)
+    assert " ".join(text.split()) == " ".join(line.strip() for line in VIEW.splitlines()).strip()
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_the_view_of_a_proof_that_failed():
+    failed = replace(RESULT, proof=replace(RESULT.proof, changes=(MOVED,)), saved=None)
+    text = " ".join(shown(failed).split())
+    assert "proof FAILED: 1 of 24 frozen tensors (12 parameters, 12 buffers) changed" in text
+    assert "one step" not in text
+
+
+def test_paths_are_neither_markup_nor_broken():
+    run = Path("[red]" + "a" * 100 + "[/red]")
+    assert f"run       {run}" in shown(replace(RESULT, run=run)).splitlines()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_on_a_terminal_and_elsewhere(terminal):
+    stream = io.StringIO()
+    console = Console(file=stream, width=80, force_terminal=terminal, color_system=None)
+    with Display(console) as display:
+        display.note("a [note]")
+        display.begin(epochs=2, done=0, steps=1)
+        for epoch in (1, 2):
+            display.step(0.5)
+            display.epoch(EpochMetrics(epoch=epoch, loss=0.5, accuracy=0.75, seconds=0.1))
+        display.measuring()
+    written = stream.getvalue()
+    assert "a [note]\n" in written
+    if terminal:
+        assert "measuring what freezing saved" in written
+        assert written.endswith("\x1b[2K")  # the bar is cleared
+    else:
+        assert written.splitlines() == [
+            "a [note]",
+            "epoch 1/2  loss 0.500  accuracy 75.0%",
+            "epoch 2/2  loss 0.500  accuracy 75.0%",
+        ]
