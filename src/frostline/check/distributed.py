@@ -63,7 +63,9 @@ def recompile_limit(context: Context) -> Iterator[Hit]:
     """A compiled module has been compiled as often as torch allows: the next change runs eager."""
     for part in context.parts:
         inner = part.module._modules.get("_orig_mod")
-        if inner is None and part.module._compiled_call_impl is not None:  # module.compile()
+        # After module.compile(); torch's own classes are never compiled that way.
+        in_place = getattr(part.module, "_compiled_call_impl", None) is not None
+        if inner is None and in_place and not _is_torchs(part.module):
             inner = part.module
         if inner is None:
             continue
@@ -100,8 +102,8 @@ def _compilations(module: nn.Module) -> tuple[int, int]:
     from torch._dynamo.eval_frame import _debug_get_cache_entry_list
     from torch._dynamo.external_utils import wrap_inline
 
-    # Dynamo enters no forward of torch's own. It compiles one wrapper around them all instead, whose
-    # limit a second nn.Sequential finds used up.
+    # Dynamo enters no forward of torch's own. It compiles one wrapper around them all instead: what
+    # one nn.Sequential has used up is gone for the next.
     forward: Any = wrap_inline(module.forward) if _is_torchs(module) else type(module).forward
     code = getattr(forward, "__code__", None)
     entries = _debug_get_cache_entry_list(code) if code is not None else []

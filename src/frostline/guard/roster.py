@@ -79,17 +79,26 @@ class Membership:
         self._declared: list[tuple[str, nn.Parameter, Optimizer, int]] = []
 
     def faults(self, roster: Roster) -> list[Fault]:
-        """Parameters in too few or too many groups, and frozen ones that have state."""
+        """Parameters in too few or too many groups, and frozen ones that have state.
+
+        State that ``fl.sync(state="keep")`` keeps on purpose is well: the group names its owners.
+        """
         if not self._optimizers:
             return []
         held = [id(p) for o in self._optimizers for g in o.param_groups for p in g["params"]]
         if self._analysed is None or self._analysed != (roster, held):
             self._analyse(roster)
             self._analysed = (roster, held)
+        kept = {
+            (id(o), index): frozenset(group.get("kept_names", ()))
+            for o in self._optimizers
+            for index, group in enumerate(o.param_groups)
+        }
         stateful = [
             Fault(name, _stateful(optimizer, index, optimizer.state[parameter]))
             for name, parameter, optimizer, index in self._declared
             if any(v is not None for v in optimizer.state.get(parameter, {}).values())
+            and name not in kept[id(optimizer), index]
         ]
         return self._faults + stateful
 
@@ -151,5 +160,5 @@ def _stateful(optimizer: Optimizer, index: int, state: Mapping[str, Any]) -> str
     return (
         f"it is frozen, but group {index} of {type(optimizer).__name__} keeps state for it"
         f" ({', '.join(state)}), which costs memory and comes back old on a thaw: call"
-        " fl.sync(model, optimizer) after a freeze"
+        " fl.sync(model, optimizer) after a freeze, with state='keep' if that is what you want"
     )

@@ -16,6 +16,7 @@ from frostline.errors import GuardError, GuardWarning, TransitionError
 from frostline.guard.coverage import Coverage
 from frostline.guard.events import Hooks
 from frostline.guard.keeper import Keeper
+from frostline.guard.lateness import Lateness
 from frostline.guard.pace import Pace
 from frostline.guard.timeline import Scope, Timeline
 from frostline.guard.violation import GuardReport, Violation, ViolationKind, describe
@@ -87,6 +88,7 @@ class Guard:
         self._timeline = Timeline()
         self._pace = Pace(share=_SHARE_OF_TIME)
         self._coverage = Coverage(self._optimizers, self._scheduler)
+        self._lateness = Lateness()
         self._keeper = Keeper(
             self._model,
             self._optimizers,
@@ -171,6 +173,11 @@ class Guard:
             found = self._moment("guard.step()", step) + self._standing(step)
             self._act(found + self._end_of_step(_BY_HAND, step))
 
+    def forward_enters(self, module: nn.Module) -> None:
+        """Of the model or one of its direct children, as long as the guard is there."""
+        with self._working():
+            self._lateness.note_forward(module)
+
     def forward_begins(self, module: nn.Module) -> None:
         """Of a module of the model, while forwards are listened to."""
         name = self._keeper.names.get(id(module))
@@ -199,6 +206,7 @@ class Guard:
                 scope = Scope(kind="optimizer", name=type(optimizer).__name__, subject=optimizer)
                 step = self._steps.get(id(optimizer), 0) + 1
                 found = self._moment(f"the start of {scope}", step) + self._standing(step)
+                found += self._lateness.faults(self._keeper.roster, step)
                 self._timeline.abandon(optimizer)
                 self._act(found)
                 self._timeline.enter(scope)
@@ -261,11 +269,13 @@ class Guard:
     def _take_stock(self, step: int) -> None:
         self._keeper.refresh(step)
         self._coverage.take_in(self._keeper.roster, self._done)
+        self._lateness.take_in(self._model, self._keeper.audible)
         self._listen()
 
     def _end_of_step(self, who: int, step: int) -> list[Violation]:
         """One of those who step is through; the first of them in a round ends the round."""
         self._steps[who] = step
+        self._lateness.forget()
         if step <= self._done:
             return []
         self._done = step
@@ -289,6 +299,7 @@ class Guard:
 
     def _listen(self) -> None:
         assert self._hooks is not None
+        self._hooks.hear_entries(self._lateness.entrances)
         self._hooks.hear_loads(self._keeper.modules)
         self._hooks.hear_forwards(self._keeper.audible if self._keeper.armed else [])
 

@@ -9,7 +9,7 @@ from typing import Literal
 from frostline.proof import Change
 
 WriterKind = Literal["optimizer", "forward", "load_state_dict", "outside", "unknown"]
-ViolationKind = Literal["content", "flag", "gradient", "membership", "unreached"]
+ViolationKind = Literal["content", "flag", "gradient", "membership", "unreached", "thaw"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,8 @@ class Violation:
         kind: ``content`` (a frozen tensor moved), ``flag`` (a frozen parameter requires grad
             again), ``gradient`` (a frozen parameter has one), ``membership`` (a parameter is in the
             wrong number of optimizer groups), ``unreached`` (a trainable parameter that no
-            gradient reaches).
+            gradient reaches), ``thaw`` (one that was thawed after the forward that this step is
+            about, so that no gradient came).
         name: canonical name of the tensor.
         step: the step in which it was found; steps count from 1, and 0 is before the first.
         since: the last step after which it was known to be well; None unless the change was
