@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,8 +28,7 @@ SAMPLE_SIZE = 1024
 """Elements kept of a tensor that is not copied, evenly spaced."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Reference:
+class Reference(NamedTuple):
     """A tensor as it was.
 
     Attributes:
@@ -73,10 +73,18 @@ def take_references(
     budget = COPY_BUDGET_BYTES if budget_bytes is None else budget_bytes
     references = [_without_content(tensor) for tensor in tensors]
     sizes = {n: tensor_bytes(tensors[n]) for n, known in enumerate(references) if known is None}
+    copied: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for index in sorted(sizes, key=sizes.__getitem__):
-        copied = sizes[index] <= budget and has_plain_content(tensors[index])
-        budget -= sizes[index] * copied
-        references[index] = _copy(tensors[index]) if copied else _sample(tensors[index])
+        tensor = tensors[index]
+        if sizes[index] <= budget and has_plain_content(tensor):
+            budget -= sizes[index]
+            copied.setdefault((tensor.dtype, tensor.device), []).append(index)
+        else:
+            references[index] = _sample(tensor)
+    for members in copied.values():
+        copies = _copies([tensors[index] for index in members])
+        for index, values in zip(members, copies, strict=True):
+            references[index] = _copied(tensors[index], values)
     return [reference for reference in references if reference is not None]
 
 
@@ -111,12 +119,25 @@ def _shape_alone(shape: tuple[int, ...], dtype: torch.dtype) -> Reference:
     return Reference(shape=shape, dtype=dtype, elements=prod(shape), digest=None, values=None)
 
 
-def _copy(tensor: Tensor) -> Reference:
-    values = tensor.detach().reshape(-1).to("cpu", copy=True)
+def _copies(tensors: list[Tensor]) -> Sequence[Tensor]:
+    """Flat CPU copies of tensors of one dtype and device.
+
+    Made as one tensor and cut into views: a large model has 100,000 small tensors, and a call for
+    each of them is what would take the time.
+    """
+    flat = [tensor.detach().reshape(-1) for tensor in tensors]
+    try:
+        whole = torch.cat(flat)
+    except RuntimeError:  # a dtype that cannot be joined (float4)
+        return [part.to("cpu", copy=True) for part in flat]
+    return torch.split(whole.cpu(), [len(part) for part in flat])
+
+
+def _copied(tensor: Tensor, values: Tensor) -> Reference:
     return Reference(
         shape=_shape(tensor),
         dtype=tensor.dtype,
-        elements=tensor.numel(),
+        elements=values.numel(),
         digest=None,
         values=values,
     )
