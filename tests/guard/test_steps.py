@@ -2,67 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from guarding import frozen_net, net, train, violated, warned
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
 import frostline as fl
-
-
-def net() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 4), nn.Linear(4, 3)
-    )
-
-
-def frozen_net() -> tuple[nn.Sequential, torch.optim.Optimizer]:
-    model = net()
-    fl.freeze(model, all_but=["3", "4"])
-    return model, fl.optimizer(AdamW, model, lr=0.1)
-
-
-def train(
-    model: nn.Module,
-    *optimizers: torch.optim.Optimizer,
-    steps: int = 1,
-    before: Callable[[int], object] = lambda number: None,
-) -> None:
-    for number in range(1, steps + 1):
-        before(number)
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        model(torch.randn(6, 8)).square().mean().backward()
-        for optimizer in optimizers:
-            optimizer.step()
-
-
-@contextmanager
-def warned() -> Iterator[list[str]]:
-    """The guard's warnings, none of which is an error inside."""
-    messages: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", fl.GuardWarning)
-        yield messages
-    messages += [str(w.message) for w in caught if w.category is fl.GuardWarning]
-
-
-@contextmanager
-def violated(
-    model: nn.Module, *optimizers: torch.optim.Optimizer, match: str = ".", **options: Any
-) -> Iterator[pytest.ExceptionInfo[fl.GuardError]]:
-    """A guarded loop that the guard ends by an error."""
-    with (
-        pytest.raises(fl.GuardError, match=match) as caught,
-        fl.guard(model, *optimizers, **options),
-    ):
-        yield caught
 
 
 def faults(error: fl.GuardError) -> list[tuple[str, str]]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from guarding import violated, warned
 from torch import Tensor, nn
 from torch.optim import SGD
 
@@ -45,28 +43,6 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad(set_to_none=False)
     model(torch.randn(6, 8)).square().mean().backward()
     optimizer.step()
-
-
-@contextmanager
-def warned() -> Iterator[list[str]]:
-    """The guard's warnings, none of which is an error inside."""
-    messages: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", fl.GuardWarning)
-        yield messages
-    messages += [str(w.message) for w in caught if w.category is fl.GuardWarning]
-
-
-@contextmanager
-def violated(
-    model: nn.Module, *optimizers: torch.optim.Optimizer, match: str = ".", **options: Any
-) -> Iterator[pytest.ExceptionInfo[fl.GuardError]]:
-    """A guarded loop that the guard ends by an error."""
-    with (
-        pytest.raises(fl.GuardError, match=match) as caught,
-        fl.guard(model, *optimizers, **options),
-    ):
-        yield caught
 
 
 def frozen_net() -> tuple[Net, torch.optim.Optimizer]:

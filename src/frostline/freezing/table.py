@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
@@ -65,7 +66,7 @@ def freeze_table(model: nn.Module) -> str:
     return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines())
 
 
-def _add_row(add, name: str, state: str, parts: list[Part]) -> None:  # type: ignore[no-untyped-def]
+def _add_row(add: Callable[..., None], name: str, state: str, parts: list[Part]) -> None:
     add(
         name,
         state,
