@@ -167,6 +167,7 @@ def test_a_clean_setup_has_no_findings(kind: str, data: st.DataObject) -> None:
         frozen = fl.freeze(model, plan)
     except fl.PlanError:  # it leaves nothing to train
         assume(False)
+    assume(frozen.names)  # "freeze all, then train all" leaves nothing to prove
     build_optimizer = data.draw(st.sampled_from([torch.optim.SGD, torch.optim.AdamW]))
     optimizer = fl.optimizer(
         build_optimizer,

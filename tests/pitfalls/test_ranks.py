@@ -39,6 +39,10 @@ def broadcast(rank: int, folder: Path) -> None:
     wrapped = DistributedDataParallel(model)
     wrapped(torch.ones(3, 4)).sum().backward()
     (folder / f"{rank}.json").write_text(json.dumps(verdict(frozen)))
+    # In this order: a rank that takes the group down while the other's reducer is still at work,
+    # or before its own is gone, aborts the process now and then.
+    distributed.barrier()
+    del wrapped
     distributed.destroy_process_group()
 
 
