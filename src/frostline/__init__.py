@@ -29,6 +29,7 @@ from frostline.errors import (
     OptimizerError,
     OutputError,
     PlanError,
+    ReplayError,
     SelectorError,
     TransitionError,
 )
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
         sync,
     )
     from frostline.proof import fingerprint
+    from frostline.replay import Replayer, ReplayStats
     from frostline.selection import (
         Selection,
         before,
@@ -87,6 +89,9 @@ __all__ = [
     "OutputError",
     "Plan",
     "PlanError",
+    "ReplayError",
+    "ReplayStats",
+    "Replayer",
     "ResumeReport",
     "Rule",
     "Selection",
@@ -137,6 +142,7 @@ _HOMES = {
         "sync",
     ),
     "frostline.proof": ("fingerprint",),
+    "frostline.replay": ("ReplayStats", "Replayer"),
     "frostline.selection": (
         "Selection",
         "before",

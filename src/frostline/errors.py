@@ -46,6 +46,10 @@ class OptimizerError(FrostlineError, ValueError):
     """An optimizer can't be built as asked: an unknown option, nothing trainable."""
 
 
+class ScheduleError(FrostlineError, ValueError):
+    """A schedule can't be read, or does not suit the model, the run or a saved state."""
+
+
 class ModelSourceError(FrostlineError, ValueError):
     """A model could not be loaded from the name, path or factory that was given."""
 
@@ -60,6 +64,10 @@ class OutputError(FrostlineError, OSError):
 
 class MeasureError(FrostlineError, RuntimeError):
     """Memory or time could not be predicted or measured for this model."""
+
+
+class ReplayError(FrostlineError, RuntimeError):
+    """A model or a loader can't be replayed as asked, or a replayed value was not the true one."""
 
 
 class FrozenChangedError(FrostlineError, RuntimeError):

@@ -12,6 +12,7 @@ import yaml
 from frostline.documents import parse_yaml, read_text
 from frostline.errors import PlanError, SelectorError
 from frostline.files import write_atomically
+from frostline.freezing.foreign import FOREIGN_KEYS, foreign_rules
 from frostline.selection import Selector, SelectorLike, as_selector, from_plain
 from frostline.selection.suggest import nearest
 
@@ -86,7 +87,14 @@ class Plan:
 
     @staticmethod
     def parse(text: str, *, source: str = "plan") -> Plan:
-        """Read a plan from YAML; ``source`` names it in errors. Raises PlanError."""
+        """Read a plan from YAML; ``source`` names it in errors. Raises PlanError.
+
+        The freezing of Axolotl's, Spectrum's, LLaMA-Factory's and ms-swift's configurations is read
+        too, and fastai's ``freeze_to: n``.
+
+        >>> print(Plan.parse("finetuning_type: freeze"))
+        freeze: **; train: blocks:last:2
+        """
         document = parse_yaml(text, source=source, error=PlanError)
         if document is None:
             raise PlanError(f"{source} is empty: write 'frostline: 1' and a list of 'rules'")
@@ -94,6 +102,11 @@ class Plan:
             raise PlanError(
                 f"{source}: expected the keys 'frostline' and 'rules', got {document!r:.60}"
             )
+        if not {"frostline", "rules"} & set(document):
+            foreign = foreign_rules(document, source=source)
+            if foreign is not None:
+                return Plan(rules=[Rule(action=action, select=found) for action, found in foreign])
+            _refuse_unknown_keys(document, ("frostline", "rules", *FOREIGN_KEYS), source)
         _refuse_unknown_keys(document, ("frostline", "rules"), source)
         version = document.get("frostline")
         if version != _VERSION or isinstance(version, bool):

@@ -11,6 +11,7 @@ from torch import nn
 
 from frostline.errors import SelectorError
 from frostline.naming import Inventory
+from frostline.selection.counted import parse_counted
 from frostline.selection.patterns import GLOB_CHARACTERS, Dotted, Glob, Matches, Regex
 from frostline.selection.structure import Before, Children, Members, OfClass, Where, class_names
 from frostline.selection.suggest import nearest
@@ -284,8 +285,12 @@ def _parse(text: str) -> Matcher:
                 f" got {count!r}"
             )
         return Children(int(count), container, "first" if scheme == "first" else "last")
+    counted = parse_counted(stripped)
+    if counted is not None:
+        return counted
     raise SelectorError(
-        f"selector {text!r}: unknown kind {scheme!r}; known are re:, type:, before:, first:, last:"
+        f"selector {text!r}: unknown kind {scheme!r}; known are re:, type:, before:, first:, last:,"
+        " blocks:, layers:, lowest:"
     )
 
 

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import frostline as fl
-from frostline.check.traceless import no_traces
+from frostline.proof.traceless import no_traces
 
 
 class Restless(nn.Module):

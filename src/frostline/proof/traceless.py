@@ -12,18 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from frostline.proof.fingerprint import as_bytes, fingerprint, has_plain_content
-
-_CONTAINERS = (dict, list, set)
+from frostline.proof.surroundings import Surroundings
 
 
 @contextmanager
-def no_traces(model: nn.Module) -> Iterator[None]:
+def no_traces(model: nn.Module, *, parameters: bool = True) -> Iterator[None]:
     """Whatever runs inside, the model and the random generators are restored bit for bit.
 
-    Restored are parameters, buffers and tensors in plain attributes (content and identity),
-    gradients, ``requires_grad``, every attribute of every module, hooks included, and the random
-    states of Python, NumPy and torch. A copy of the model's tensors is held meanwhile. What the
-    model's code does elsewhere (files, global variables) stays done.
+    Args:
+        model: the model.
+        parameters: as :class:`Snapshot` has it.
 
     >>> import torch
     >>> norm = nn.BatchNorm1d(2)
@@ -32,36 +30,70 @@ def no_traces(model: nn.Module) -> Iterator[None]:
     >>> norm.num_batches_tracked.item()
     0
     """
-    modules = [
-        module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)
-    ]
-    attributes = [(vars(module), dict(vars(module))) for module in modules]
-    containers = [
-        (value, value.copy())
-        for _, held in attributes
-        for value in held.values()
-        if isinstance(value, _CONTAINERS)
-    ]
-    tensors = {id(t): t for _, held in attributes for t in _tensors(held)}
-    kept = [_Kept(tensor) for tensor in tensors.values()]
-    step_hooks = [_post_accumulate_hooks(tensor) for tensor in tensors.values()]
-    numpy_state, python_state = np.random.get_state(), random.getstate()
+    snapshot = Snapshot(model, parameters=parameters)
     try:
-        for hooks, _ in step_hooks:
-            hooks.clear()  # an optimizer that steps inside backward would move the weights
-        with torch.random.fork_rng(devices=_devices(tensors.values())):
-            yield
+        snapshot.silence_step_hooks()
+        yield
     finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
-        for hooks, saved in step_hooks:
+        snapshot.restore()
+
+
+class Snapshot:
+    """A model and the random generators as they are now, to be put back bit for bit.
+
+    Held are parameters, buffers and tensors in plain attributes (content and identity), gradients,
+    ``requires_grad``, every attribute of every module, hooks and configurations included, the
+    random states of Python, NumPy and torch, and what the code of hooks and of ``forward`` reaches by closures and
+    global names (:mod:`frostline.proof.surroundings`). What is done elsewhere (files, other
+    processes) stays done.
+
+    Args:
+        model: the model.
+        parameters: whether the contents of parameters are copied too; without, what is written
+            into parameters stays written.
+
+    >>> layer = nn.Dropout(0.1)
+    >>> before = Snapshot(layer)
+    >>> layer.p = 0.9
+    >>> before.restore()
+    >>> layer.p
+    0.1
+    """
+
+    def __init__(self, model: nn.Module, *, parameters: bool = True) -> None:
+        modules = [
+            module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)
+        ]
+        self._attributes = [(vars(module), dict(vars(module))) for module in modules]
+        tensors = {id(t): t for _, held in self._attributes for t in _tensors(held)}.values()
+        self._tensors = [
+            _Kept(tensor) for tensor in tensors if parameters or not isinstance(tensor, nn.Parameter)
+        ]
+        self._step_hooks = [_post_accumulate_hooks(tensor) for tensor in tensors]
+        self._surroundings = Surroundings(modules)
+        self._python, self._numpy = random.getstate(), np.random.get_state()
+        self._torch = torch.get_rng_state()
+        self._devices = [(index, torch.cuda.get_rng_state(index)) for index in _devices(tensors)]
+
+    def silence_step_hooks(self) -> None:
+        """Take away hooks by which an optimizer steps inside backward, until :meth:`restore`."""
+        for hooks, _ in self._step_hooks:
+            hooks.clear()
+
+    def restore(self) -> None:
+        """Put all of it back."""
+        torch.set_rng_state(self._torch)
+        for index, state in self._devices:
+            torch.cuda.set_rng_state(state, index)
+        np.random.set_state(self._numpy)
+        random.setstate(self._python)
+        for hooks, saved in self._step_hooks:
             hooks.update(saved)
-        for held, before in attributes:
+        for held, before in self._attributes:
             held.clear()
             held.update(before)
-        for container, copy in containers:
-            _refill(container, copy)
-        for tensor in kept:
+        self._surroundings.restore()
+        for tensor in self._tensors:
             tensor.restore()
 
 
@@ -112,14 +144,6 @@ def _tensors(held: dict[str, Any]) -> Iterator[Tensor]:
     for value in (*held.values(), *held["_parameters"].values(), *held["_buffers"].values()):
         if isinstance(value, Tensor):
             yield value
-
-
-def _refill(container: Any, content: Any) -> None:
-    if isinstance(container, list):
-        container[:] = content
-    else:
-        container.clear()
-        container.update(content)
 
 
 def _post_accumulate_hooks(tensor: Tensor) -> tuple[dict[Any, Any], dict[Any, Any]]:

@@ -1,0 +1,5 @@
+"""Skip what is frozen: record at the frost line once, replay ever after."""
+
+from frostline.replay.replayer import Replayer, ReplayStats
+
+__all__ = ["ReplayStats", "Replayer"]

@@ -1,0 +1,258 @@
+"""One top-level call with stand-ins at the planned calls: recorded, replayed, or captured."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from frostline.replay.content import chained, digest_of, sample_digests
+from frostline.replay.cut import Source
+from frostline.replay.graph import Place
+from frostline.replay.memory import address_of
+from frostline.replay.nest import Nest, open_nest
+from frostline.replay.plan import Plan, Station
+from frostline.replay.stand_in import Forward
+from frostline.replay.store import StoreDamaged
+
+Mode = Literal["replay", "try", "record", "capture"]
+
+
+class Seen(NamedTuple):
+    """A planned call that was made.
+
+    Attributes:
+        station: which.
+        digests: of the samples.
+        path: digest for what does not depend on the sample.
+        tensors: what it returned.
+    """
+
+    station: Station
+    digests: list[bytes]
+    path: bytes
+    tensors: list[Tensor]
+
+
+class _Trail(NamedTuple):
+    """What a call depends on: for each sample, and for all of them (forms, settings, the way)."""
+
+    digests: list[bytes]
+    path: bytes
+
+
+class Irregular(BaseException):
+    """A pass went another way than the recorded one, so that replay can't go on.
+
+    Not an Exception: model code that catches those must not swallow it.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+class Frame:
+    """Makes, or does not make, the planned calls of one top-level call.
+
+    A sample is known by the content of what it brings into the planned calls, so that another
+    batch, changed inputs or random augmentation are never taken for what was recorded. The first
+    planned call decides: if all samples are known the pass is replayed, else it is computed and
+    what is new is recorded.
+
+    Args:
+        plan: the cut.
+        digests: for each sample, its name and what else it brings into the pass.
+        mode: ``replay`` replays where it can and records where it can't; ``try`` gives up where it
+            can't; ``record`` and ``capture`` compute all.
+    """
+
+    def __init__(self, plan: Plan, digests: list[bytes], mode: Mode = "replay") -> None:
+        self.mode: Mode = mode
+        self.plan = plan
+        self.irregular: str | None = None
+        self.replayed = 0
+        self.seen: list[Seen] = []
+        self._undecided = mode in ("replay", "try")
+        self._turns: Counter[str] = Counter()
+        self._start = _Trail(digests, plan.key)
+        self._all = self._start
+        self._trails: dict[int, _Trail] = {}
+        self._next = 0
+        self._lacks_some = False
+        self._handed: dict[int, list[Tensor]] = {}
+        self._is_inside = False
+
+    def call(self, name: str, module: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
+        """Make one call of a module, or stand in for it."""
+        if self._is_inside or name not in self.plan.names:
+            return forward(*args, **kwargs)
+        place = Place(name, self._turns[name])
+        self._turns[name] += 1
+        try:
+            station = self.plan.station(place)
+        except KeyError:
+            self._stray(f"{place} was not called when the pass was traced")
+            return forward(*args, **kwargs)
+        if station is None:
+            return forward(*args, **kwargs)
+        return self._planned(station, forward, args, kwargs)
+
+    def finish(self, output: Any) -> None:
+        """The pass is over: see that no planned call is missing for which something stands in."""
+        self._pass_over(len(self.plan.stations))
+        if self._lacks_some and self.replayed and _holds_nan(output):
+            self._stray("another way was taken than when the pass was traced")
+
+    def _pass_over(self, order: int) -> None:
+        """Calls before ``order`` that were not made: random layers may be left out, others not."""
+        for missing in self.plan.stations[self._next : order]:
+            self._lacks_some = True
+            if not (missing.planned.is_kept and missing.planned.can_rerun):
+                self._stray(f"{missing.planned.call.place} was not called this time")
+
+    def _planned(self, station: Station, forward: Forward, args: Any, kwargs: Any) -> Any:
+        if station.order < self._next:
+            self._stray(f"{station.planned.call.place} was not called in its turn")
+        self._pass_over(station.order)
+        self._next = station.order + 1
+        given = open_nest((args, kwargs))
+        digests = self._key(station, given)
+        if self.mode in ("replay", "try") and self.irregular is None:
+            found = self._find(station, digests, given)
+            if found is not None:
+                self._undecided = False
+                self.replayed += station.planned.is_kept
+                return self._hand(station, found)
+            if self.mode == "try":
+                raise Irregular("not all samples are known")
+            if not self._undecided and not station.planned.can_rerun:
+                self._stray(f"{station.planned.call.place} got other inputs than recorded")
+            if self._undecided:
+                self.mode = "record"
+        return self._compute(station, digests, forward, args, kwargs)
+
+    def _compute(
+        self, station: Station, digests: list[bytes], forward: Forward, args: Any, kwargs: Any
+    ) -> Any:
+        self._is_inside = True
+        start = time.perf_counter()
+        try:
+            output = forward(*args, **kwargs)
+        finally:
+            self._is_inside = False
+        station.seconds = time.perf_counter() - start
+        tensors = open_nest(output).tensors
+        if not _fits(station, tensors):
+            self._stray(f"{station.planned.call.place} returned another form than when traced")
+        elif station.shelf is not None or station.constants is not None:
+            # Code between modules may write into what it gets.
+            held = [
+                tensor.detach().clone(memory_format=torch.preserve_format) if kept else tensor
+                for tensor, kept in zip(tensors, station.planned.kept, strict=True)
+            ]
+            self.seen.append(Seen(station, digests, self._path_of(station), held))
+        self._handed[station.planned.index] = tensors
+        return output
+
+    def are_known(self) -> bool:
+        """Whether all that was computed had been recorded."""
+        return all(s.station.shelf is None or min(s.station.shelf.find(s.digests)) >= 0 for s in self.seen)
+
+    def commit(self) -> None:
+        """Keep what was recorded; only now, so that a pass that fails halfway leaves nothing."""
+        if self.irregular is not None:
+            return
+        for station, digests, path, tensors in self.seen:
+            if station.shelf is not None:
+                station.shelf.add(digests, station.records(tensors, station.cut_results))
+            if station.constants is not None:
+                whole = station.records(tensors, station.whole_results)
+                station.constants.add([path], whole)
+
+    # What a call depends on.
+
+    def _key(self, station: Station, given: Nest) -> list[bytes]:
+        """Each sample's digest of all that this call depends on."""
+        sources = station.planned.sources
+        if len(sources) != len(given.tensors):
+            self._stray(f"{station.planned.call.place} got another number of tensors than traced")
+            return self._start.digests
+        forms = [(tuple(tensor.shape), tensor.dtype, tensor.device) for tensor in given.tensors]
+        columns: list[list[bytes]] = []
+        before = [self._start]
+        for source, tensor in zip(sources, given.tensors, strict=True):
+            if source.kind == "content":
+                columns.append(sample_digests(tensor, self.plan.samples))
+            elif source.kind == "blind":
+                before.append(self._all)  # it may descend from any earlier call
+            elif source.kind == "call":
+                if not self._is_from(tensor, source):
+                    self._stray(f"{station.planned.call.place} got something else than when traced")
+                    return self._start.digests
+                before.append(self._trails[source.call])
+        path = digest_of(station.order, given.form, forms, *(trail.path for trail in before))
+        digests = self._start.digests
+        if columns or len(before) > 1:
+            digests = chained(before[0].digests, [*(t.digests for t in before[1:]), *columns])
+        self._trails[station.planned.index] = _Trail(digests, path)
+        if self.plan.has_blind_sources:
+            self._all = _Trail(chained(self._all.digests, [digests]), digest_of(self._all.path, path))
+        return [digest_of(digest, path) for digest in digests]
+
+    def _is_from(self, tensor: Tensor, source: Source) -> bool:
+        results = self._handed.get(source.call)
+        return results is not None and address_of(tensor) in {
+            address_of(results[position]) for position in source.results
+        }
+
+    def _path_of(self, station: Station) -> bytes:
+        return digest_of(self._trails[station.planned.index].path, "whole")
+
+    # What is handed out instead.
+
+    def _find(self, station: Station, digests: list[bytes], given: Nest) -> Any:
+        """What stands in for the call; None if a sample is not known."""
+        cut = whole = None
+        try:
+            if station.shelf is not None:
+                rows = station.shelf.find(digests)
+                if min(rows) < 0:
+                    return None
+                cut = station.shelf.read(rows)
+            if station.constants is not None:
+                rows = station.constants.find([self._path_of(station)])
+                if rows[0] < 0:
+                    return None
+                whole = station.constants.read(rows)
+        except StoreDamaged:
+            return None
+        return station.returned(station.kept(cut, whole), given.tensors)
+
+    def _hand(self, station: Station, output: Any) -> Any:
+        self._handed[station.planned.index] = open_nest(output).tensors
+        return output
+
+    def _stray(self, why: str) -> None:
+        if self.irregular is None:
+            self.irregular = why
+        if self.mode == "try" or (self.mode == "replay" and not self._undecided):
+            raise Irregular(why)
+
+
+def _holds_nan(output: Any) -> bool:
+    tensors = open_nest(output).tensors
+    return any(t.is_floating_point() and bool(t.detach().isnan().any()) for t in tensors)
+
+
+def _fits(station: Station, tensors: Sequence[Tensor]) -> bool:
+    return len(tensors) == len(station.layouts) and all(
+        tuple(tensor.shape) == layout.shape
+        and tensor.stride() == layout.strides
+        and tensor.dtype == layout.dtype
+        for tensor, layout in zip(tensors, station.layouts, strict=True)
+    )

@@ -1,0 +1,145 @@
+"""What one forward pass did, as data: calls of modules, operations, and the values between them.
+
+A *value* is a piece of memory at one moment: an operation that writes in place makes a new value
+of the same memory, and a view is the value that it views. Values are numbered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from frostline.replay.layout import Layout
+
+
+class Place(NamedTuple):
+    """Where in a forward pass a module is called.
+
+    Attributes:
+        name: the module's canonical name.
+        turn: which call of that module in the pass this is, from 0.
+    """
+
+    name: str
+    turn: int
+
+    def __str__(self) -> str:
+        name = self.name or "the model"
+        return f"{name} (call {self.turn + 1})" if self.turn else name
+
+
+@dataclass(kw_only=True, eq=False)
+class Call:
+    """One call of a module.
+
+    Attributes:
+        place: where.
+        module: the module.
+        parent: index of the call that it was made in; None for the outermost.
+        end: index of the first call after it that is not inside of it.
+        arguments: the value of each tensor argument.
+        results: the value of each returned tensor.
+        handed: for each returned tensor the position of the argument that it is, or None.
+        layouts: the form of each returned tensor, not yet cut into samples.
+        template: what it returned, without the tensors' memory.
+        first_operation: how many operations had run before it.
+        effect: what it does beside computing its output: then no call around it is whole either.
+        unfit: what is wrong with its output alone.
+        is_hooked: whether somebody's hook hangs on the module.
+        trains: whether a tensor in the module or below it is trainable.
+        seconds: how long it took, under observation.
+    """
+
+    place: Place
+    module: nn.Module
+    parent: int | None
+    end: int = 0
+    arguments: list[int] = field(default_factory=list)
+    results: list[int] = field(default_factory=list)
+    handed: list[int | None] = field(default_factory=list)
+    layouts: list[Layout] = field(default_factory=list)
+    template: Any = None
+    first_operation: int = 0
+    effect: str | None = None
+    unfit: str | None = None
+    is_hooked: bool = False
+    trains: bool = False
+    seconds: float = 0.0
+
+
+class Operation(NamedTuple):
+    """One operation.
+
+    Attributes:
+        call: index of the innermost call that it ran in.
+        reads: the values that it took.
+        writes: the values that it made.
+        is_random: whether a random generator advanced.
+        mixes: whether its result has a shape that depends on content (``nonzero``), or it groups
+            rows (grouped matrix products): batch-mates then change each other's last bits.
+        overwrites: the values that lay in the memory that it wrote to.
+        name: of the kernel.
+    """
+
+    call: int
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    is_random: bool
+    mixes: bool
+    overwrites: tuple[int, ...]
+    name: str
+
+
+class Escape(NamedTuple):
+    """A value that left the tensors for Python.
+
+    Attributes:
+        call: index of the innermost call in which it did.
+        value: the value.
+        how: by which method.
+        after: how many operations had run before.
+    """
+
+    call: int
+    value: int
+    how: str
+    after: int
+
+
+@dataclass(kw_only=True, eq=False)
+class Graph:
+    """One top-level call of a model or of a part of it.
+
+    Attributes:
+        calls: all calls, in the order in which they began; the first is the top-level one.
+        operations: all operations, in order.
+        escapes: what left for Python.
+        trainable: values that are trainable tensors, or need a gradient.
+        constant: values that are the model's own frozen tensors, or were made from nothing.
+        names: values that are the model's own tensors → their names.
+        inputs: values of the top-level call's tensor arguments, in order.
+        foreign: values of tensors that are neither the model's nor arguments, nor were made here.
+        results: values of the tensors that the top-level call returned.
+        hidden: values held by opaque objects among what the top-level call returned.
+        writes_model: whether it wrote into the model's own tensors, even if it put them back.
+        seconds: how long it took, under observation.
+    """
+
+    calls: list[Call] = field(default_factory=list)
+    operations: list[Operation] = field(default_factory=list)
+    escapes: list[Escape] = field(default_factory=list)
+    trainable: set[int] = field(default_factory=set)
+    constant: set[int] = field(default_factory=set)
+    names: dict[int, str] = field(default_factory=dict)
+    inputs: list[int] = field(default_factory=list)
+    foreign: set[int] = field(default_factory=set)
+    results: list[int] = field(default_factory=list)
+    hidden: list[int] = field(default_factory=list)
+    writes_model: bool = False
+    seconds: float = 0.0
+
+    def is_inside(self, call: int, outer: int) -> bool:
+        """Whether a call is another one, or was made inside of it."""
+        return outer <= call < self.calls[outer].end

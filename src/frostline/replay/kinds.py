@@ -1,0 +1,150 @@
+"""Kinds of pass: what is known of each, and the cut that is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frostline.replay.content import FORMAT, digest_of, kernel_settings, machine
+from frostline.replay.cut import Cut, Exclusions, find_cut
+from frostline.replay.graph import Graph, Place
+from frostline.replay.nest import open_nest
+from frostline.replay.plan import NotPerSample, Plan
+from frostline.replay.regroup import Recorded
+from frostline.replay.runner import TopLevel
+from frostline.replay.store import Store
+from frostline.replay.watch import State, Weights, look
+
+ROUNDS = 32
+"""Cuts that are tried for one kind of pass before it is given up."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Kind:
+    """All that is known of one kind of top-level call: of one form, in one state of the model.
+
+    Attributes:
+        graph: what was traced.
+        exclusions: what passes after the traced one have shown.
+        plan: how it is replayed; None if it is not.
+        weights: the tensors on which the recorded values depend.
+        why: why it is not replayed.
+        recent: recorded passes of which no mixture has been tried.
+        known: samples that were recorded.
+        groupings: batches that were recorded.
+        has_output_proof: whether a replayed pass gave the output of a computed one.
+        replayed: passes replayed so far.
+        strays: replays that had to be given up halfway.
+    """
+
+    graph: Graph
+    exclusions: Exclusions
+    plan: Plan | None = None
+    weights: Weights | None = None
+    why: str | None = None
+    recent: list[Recorded] = field(default_factory=list)
+    known: set[int] = field(default_factory=set)
+    groupings: set[tuple[int, ...]] = field(default_factory=set)
+    has_output_proof: bool = False
+    replayed: int = 0
+    strays: int = 0
+
+    @property
+    def refused(self) -> Mapping[Place, str]:
+        """Frozen calls that are made every time → why."""
+        return find_cut(self.graph, self.exclusions).refused
+
+    def give_up(self, why: str | None) -> None:
+        """Replay passes of this kind no more."""
+        self.plan, self.why = None, why
+
+
+def trace_kind(call: TopLevel, *, rounding: bool) -> Kind:
+    """Look at a kind of pass for the first time, for trial; nothing is cut yet."""
+    exclusions = Exclusions(accepts_rounding=rounding)
+    try:
+        return Kind(graph=call.traced(), exclusions=exclusions)
+    except Exception as error:
+        # The pass itself comes next and raises it, if it is the user's.
+        why = f"the pass can't be traced: {type(error).__name__}: {error}"
+        return Kind(graph=Graph(), exclusions=exclusions, why=why)
+
+
+def plan_kind(kind: Kind, call: TopLevel, samples: int, store: Store) -> None:
+    """Cut a kind of pass, for the first time or after exclusions were added."""
+    kind.plan = None
+    for _ in range(ROUNDS if kind.graph.calls else 0):
+        cut = find_cut(kind.graph, kind.exclusions)
+        if not cut.keeps_something:
+            kind.give_up(_nothing_to_replay(cut.refused))
+            return
+        kind.weights = Weights(_tensors_of(call.model, cut))
+        key = digest_of(
+            FORMAT,
+            machine(),
+            kernel_settings(),
+            sorted(kind.weights.fingerprints.items()),
+            [_configuration(planned.call.module) for planned in cut.planned],
+            call.name,
+        )
+        try:
+            plan = Plan.of(
+                kind.graph, cut, samples=samples, key=key, layouts=kind.exclusions.layouts
+            )
+        except NotPerSample as error:
+            kind.exclusions.split[error.index] = "its output depends on the batch as a whole"
+            continue
+        for station in plan.stations:
+            station.open(store, key)
+        kind.plan = plan
+        return
+    kind.why = kind.why or "no cut was found that holds"
+
+
+def key_of(call: TopLevel, state: State, ignored: set[tuple[int, str]]) -> Any:
+    """What tells kinds of pass apart: form of the inputs, state of the model, settings of torch."""
+    nest = open_nest((call.args, call.kwargs), into_objects=True)
+    forms = tuple((t.shape, t.dtype, t.device, t.requires_grad) for t in nest.tensors)
+    settings = state.settings
+    if ignored:
+        settings = tuple(s for s in settings if (s.owner, s.name) not in ignored)
+    grad = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    return call.name, nest.form, forms, state.modes, settings, kernel_settings(), grad
+
+
+def _nothing_to_replay(refused: Mapping[Place, str]) -> str:
+    if refused:
+        reasons = "; ".join(f"{place}: {why}" for place, why in list(refused.items())[:4])
+        return f"nothing can be replayed ({reasons})"
+    return (
+        "no frozen module is called before what trains, so there is nothing to replay: what is"
+        " frozen takes inputs that depend on trainable tensors"
+    )
+
+
+def _tensors_of(model: nn.Module, cut: Cut) -> dict[str, Tensor]:
+    """The model's tensors on which the values of planned calls depend."""
+    found: dict[str, Tensor] = {}
+    for planned in cut.planned:
+        name = planned.call.place.name
+        module = planned.call.module
+        for key, tensor in (*module.named_parameters(), *module.named_buffers()):
+            found[f"{name}.{key}" if name else key] = tensor
+    everything = dict(model.named_parameters()) | dict(model.named_buffers())
+    found.update({name: everything[name] for name in cut.glue_tensors if name in everything})
+    return found
+
+
+def _configuration(module: nn.Module) -> Any:
+    """Classes and plain settings of a module and those below, the same in every process."""
+    classes = [(type(m).__module__, type(m).__qualname__, m.training) for m in module.modules()]
+    plain = [
+        (setting.name, repr(setting.value))
+        for setting in look(module).settings
+        if not isinstance(setting.value, tuple)
+    ]
+    return classes, sorted(plain)

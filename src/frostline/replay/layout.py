@@ -1,0 +1,132 @@
+"""The form of a kept tensor: how it is cut into samples, and put together again bit for bit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The form of one tensor that a frozen call returns for a batch.
+
+    Attributes:
+        shape: its shape.
+        strides: its strides; kernels, and so the last bits of what they compute, depend on them.
+        dtype: its dtype.
+        device: its device.
+        samples: the batch size.
+        batch_dim: the dimension that counts samples; None if the tensor is not cut.
+        inner_first: where that dimension counts other things too (heads, windows), whether those
+            are the slower ones: ``heads × samples`` instead of ``samples × heads``.
+    """
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    samples: int
+    batch_dim: int | None
+    inner_first: bool = False
+
+    @staticmethod
+    def of(tensor: Tensor, *, samples: int, varies: bool) -> Layout:
+        """Read the form off a tensor; the batch dimension is a guess, to be held against others.
+
+        Args:
+            tensor: what was returned.
+            samples: the batch size.
+            varies: whether it depends on the batch at all.
+        """
+        plain = Layout(
+            shape=tuple(tensor.shape),
+            strides=tensor.stride(),
+            dtype=tensor.dtype,
+            device=tensor.device,
+            samples=samples,
+            batch_dim=None,
+        )
+        return next(iter(plain.candidates()), plain) if varies else plain
+
+    def candidates(self) -> list[Layout]:
+        """Every way in which the tensor could be cut, the likeliest first.
+
+        >>> [layout.batch_dim for layout in Layout.of(torch.ones(6, 3), samples=3, varies=True).candidates()]
+        [1, 0, 0]
+        """
+        sizes = self.shape
+        found = [replace(self, batch_dim=d) for d, size in enumerate(sizes) if size == self.samples]
+        for dim, size in enumerate(sizes):
+            if size > self.samples and size % self.samples == 0:
+                found.append(replace(self, batch_dim=dim, inner_first=False))
+                found.append(replace(self, batch_dim=dim, inner_first=True))
+        return found
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of one sample; of the whole tensor if it is not cut."""
+        whole = math.prod(self.shape) * self.dtype.itemsize
+        return whole if self.batch_dim is None else whole // self.samples
+
+    def to_records(self, tensor: Tensor) -> Tensor:
+        """The tensor's bytes, one row a sample: uint8 [samples, record_bytes]; one row if uncut."""
+        cpu = tensor.detach().cpu().resolve_conj().resolve_neg()
+        rows = 1 if self.batch_dim is None else self.samples
+        flat = self._samples_first(cpu).reshape(-1) if rows > 1 else cpu.reshape(-1)
+        if self.record_bytes == 0:
+            return torch.empty(rows, 0, dtype=torch.uint8)
+        return flat.contiguous().view(torch.uint8).view(rows, self.record_bytes)
+
+    def from_records(self, records: Tensor) -> Tensor:
+        """The tensor again, in memory of its own with the recorded strides."""
+        flat = records.contiguous().view(-1)
+        if flat.numel() == 0:
+            return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)
+        values = flat.view(self.dtype)
+        dim = self.batch_dim
+        if dim is None or self.samples == 1:
+            shaped = values.view(self.shape)
+        else:
+            inner = self.shape[dim] // self.samples
+            rest = (*self.shape[:dim], *self.shape[dim + 1 :])
+            split = values.view(self.samples, inner, *rest)
+            if self.inner_first:
+                split = split.transpose(0, 1)
+            shaped = split.reshape(self.shape[dim], *rest).movedim(0, dim)
+        return self._laid(shaped)
+
+    def placeholder(self, *, is_written: bool) -> Tensor:
+        """A tensor of this form that poisons what is computed from it.
+
+        Args:
+            is_written: whether code will write into it; if not it takes no memory.
+        """
+        floats = self.dtype.is_floating_point or self.dtype.is_complex
+        poison = torch.full((), math.nan if floats else 0, dtype=self.dtype, device=self.device)
+        return self._laid(poison.expand(self.shape)) if is_written else poison.expand(self.shape)
+
+    def _samples_first(self, tensor: Tensor) -> Tensor:
+        assert self.batch_dim is not None
+        moved = tensor.movedim(self.batch_dim, 0)
+        inner = moved.shape[0] // self.samples
+        if inner == 1:
+            return moved
+        if self.inner_first:
+            return moved.unflatten(0, (inner, self.samples)).transpose(0, 1)
+        return moved
+
+    def _laid(self, tensor: Tensor) -> Tensor:
+        if tensor.stride() == self.strides and tensor.device == self.device:
+            return tensor
+        # An expanded dimension has one entry in memory.
+        kept = [slice(0, 1) if stride == 0 else slice(None) for stride in self.strides]
+        sizes = [
+            min(size, 1) if stride == 0 else size
+            for size, stride in zip(self.shape, self.strides, strict=True)
+        ]
+        laid = torch.empty_strided(sizes, self.strides, dtype=self.dtype, device=self.device)
+        laid.copy_(tensor[tuple(kept)])
+        return laid.expand(self.shape) if 0 in self.strides else laid

@@ -1,0 +1,165 @@
+"""Whether a sample's values depend on the rest of its batch, or on its position in it.
+
+Two recorded batches are mixed, half of each, every sample in the other half of the batch than
+before. What the frozen part computes of the mixture must have the bits that were recorded, and a
+replayed pass over it must give what a computed one gives. This finds batch dimensions that were
+guessed wrongly, kernels that treat the last rows in another way, whatever looks across the batch,
+and effects that a replay would leave out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from frostline.replay.catcher import Catcher
+from frostline.replay.cut import Exclusions
+from frostline.replay.frame import Irregular, Seen
+from frostline.replay.nest import open_nest
+from frostline.replay.plan import Plan, Station
+from frostline.replay.runner import TopLevel, same_output, same_values, try_frame
+from frostline.replay.store import StoreDamaged
+
+
+class Recorded(NamedTuple):
+    """A pass that was recorded.
+
+    Attributes:
+        call: the call, with copies of its arguments.
+        ids: the samples.
+    """
+
+    call: TopLevel
+    ids: tuple[int, ...]
+
+
+def mixed(one: Recorded, other: Recorded) -> Recorded | None:
+    """Half of each batch, each sample in another half than before; None if they don't fit."""
+    left = open_nest((one.call.args, one.call.kwargs)).tensors
+    right = open_nest((other.call.args, other.call.kwargs)).tensors
+    samples = len(one.ids)
+    picks = [(p % 2, (p + max(1, samples // 2)) % samples) for p in range(samples)]
+    sides = torch.tensor([side for side, _ in picks], dtype=torch.bool)
+    places = torch.tensor([place for _, place in picks])
+    tensors: list[Tensor] = []
+    for a, b in zip(left, right, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return None
+        if a.ndim and a.shape[0] == samples:
+            side = sides.to(a.device).view(-1, *[1] * (a.ndim - 1))
+            at = places.to(a.device)
+            a = torch.where(side, b[at], a[at])
+        tensors.append(a)
+    ids = tuple((one.ids, other.ids)[side][place] for side, place in picks)
+    return Recorded(other.call.with_tensors(tensors), ids)
+
+
+class Verdict(NamedTuple):
+    """What a comparison showed.
+
+    Attributes:
+        holds: whether all was the same.
+        exclusions: whether :class:`Exclusions` were added, so that a new cut may hold.
+        why: what differed, if nothing can be done about it.
+    """
+
+    holds: bool
+    exclusions: bool = False
+    why: str | None = None
+
+
+def prove(
+    plan: Plan, batch: Recorded, exclusions: Exclusions, catcher: Catcher
+) -> Verdict:
+    """Compute a regrouped batch for trial, replay it for trial, and hold all against the record."""
+    output, computed = try_frame(plan, batch.call, batch.ids, "capture", catcher)
+    if computed.irregular is not None:
+        return Verdict(False, why=computed.irregular)
+    if compare(plan, computed.seen, exclusions):
+        return Verdict(False, exclusions=True)
+    try:
+        replayed, _ = try_frame(plan, batch.call, batch.ids, "try", catcher)
+    except Irregular as irregular:
+        return Verdict(False, why=f"a replay goes another way than computing: {irregular.why}")
+    return judge_output(plan, replayed, output, exclusions)
+
+
+def judge_output(plan: Plan, replayed: Any, computed: Any, exclusions: Exclusions) -> Verdict:
+    """A replayed pass must give the output that computing it gives."""
+    if same_output(replayed, computed, rounding=exclusions.accepts_rounding):
+        return Verdict(True)
+    mutating = [s.planned.index for s in plan.stations if s.planned.mutates]
+    if mutating:
+        why = "it writes into what another module returned"
+        exclusions.split.update(dict.fromkeys(mutating, why))
+        return Verdict(False, exclusions=True)
+    return Verdict(
+        False,
+        why="a replayed pass gave another output than a computed one, though what was kept is"
+        " right: something besides modules' outputs matters, such as a value that code inside the"
+        " frozen part leaves somewhere",
+    )
+
+
+def compare(plan: Plan, seen: Sequence[Seen], exclusions: Exclusions) -> Station | None:
+    """Hold computed calls against the record; what differs is excluded from the next cut."""
+    for item in seen:
+        if not _is_as_recorded(item, rounding=exclusions.accepts_rounding):
+            # The first alone: what comes after may differ because of it.
+            _exclude(plan, item.station, exclusions, is_known=_is_known(item))
+            return item.station
+    return None
+
+
+def _is_known(item: Seen) -> bool:
+    shelf = item.station.shelf
+    return shelf is None or min(shelf.find(item.digests)) >= 0
+
+
+def _is_as_recorded(item: Seen, *, rounding: bool) -> bool:
+    station = item.station
+    try:
+        cut = whole = None
+        if station.shelf is not None:
+            rows = station.shelf.find(item.digests)
+            if min(rows) < 0:
+                return False
+            cut = station.shelf.read(rows)
+        if station.constants is not None:
+            rows = station.constants.find([item.path])
+            if rows[0] < 0:
+                return False
+            whole = station.constants.read(rows)
+    except StoreDamaged:
+        return True  # nothing to compare with; it is forgotten and will be computed
+    return all(
+        same_values(kept, item.tensors[position], rounding=rounding)
+        for position, kept in station.kept(cut, whole).items()
+    )
+
+
+def _exclude(plan: Plan, station: Station, exclusions: Exclusions, *, is_known: bool) -> None:
+    planned, graph = station.planned, plan.graph
+    if not is_known:
+        # Other content came in than when the samples were recorded: it varies with the batch.
+        inputs = [
+            value
+            for value, source in zip(planned.call.arguments, planned.sources, strict=True)
+            if source.kind == "content" and value not in graph.inputs
+        ]
+        if inputs:
+            why = "what it is given depends on the rest of the batch"
+            exclusions.varying.update(dict.fromkeys(inputs, why))
+            return
+    tried = exclusions.layouts.get(planned.index, 0)
+    if tried + 1 < station.ways_to_cut:
+        exclusions.layouts[planned.index] = tried + 1
+        return
+    why = "its values depend on the rest of the batch, or on the place in it"
+    if graph.calls[planned.index].end - planned.index > 1:
+        exclusions.split[planned.index] = why
+    else:
+        exclusions.varying.update(dict.fromkeys(planned.call.results, why))

@@ -1,0 +1,165 @@
+"""Passes of a model under stand-ins: for real, or for trial without traces."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frostline.proof.traceless import no_traces, same_bits
+from frostline.replay.catcher import Catcher
+from frostline.replay.content import chained, digest_of, sample_digests
+from frostline.replay.frame import Frame, Mode
+from frostline.replay.graph import Graph
+from frostline.replay.nest import open_nest, rebuild
+from frostline.replay.plan import Plan
+from frostline.replay.stand_in import Forward
+from frostline.replay.trace import trace
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TopLevel:
+    """A call of a model, or of a part of it, by the user's loop.
+
+    Attributes:
+        model: the whole model.
+        name: canonical name of the module that is called.
+        module: that module.
+        forward: its forward, without stand-in.
+        args: what it is called with.
+        kwargs: by keyword.
+    """
+
+    model: nn.Module
+    name: str
+    module: nn.Module
+    forward: Forward
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def run(self) -> Any:
+        """Make it, as ever."""
+        return self.forward(*self.args, **self.kwargs)
+
+    def with_tensors(self, tensors: list[Tensor]) -> TopLevel:
+        """The same call with other tensor arguments."""
+        args, kwargs = rebuild((self.args, self.kwargs), tensors)
+        return TopLevel(
+            model=self.model,
+            name=self.name,
+            module=self.module,
+            forward=self.forward,
+            args=args,
+            kwargs=kwargs,
+        )
+
+    def kept(self) -> TopLevel:
+        """The same call, safe from what the loop does to its batch later."""
+        tensors = open_nest((self.args, self.kwargs)).tensors
+        return self.with_tensors([tensor.detach().clone() for tensor in tensors])
+
+    def traced(self) -> Graph:
+        """Make it for trial, under observation."""
+        return _for_trial(
+            self.model,
+            lambda: trace(self.model, self.name, self.forward, self.args, self.kwargs),
+            parameters=False,
+        )
+
+
+def start_digests(plan: Plan, call: TopLevel, ids: tuple[int, ...]) -> list[bytes]:
+    """For each sample its name, and what reaches the frozen part by other ways than arguments."""
+    digests = [digest_of(plan.key, name) for name in ids]
+    if plan.cut.hidden_inputs:
+        tensors = open_nest((call.args, call.kwargs), into_objects=True).tensors
+        columns = [sample_digests(tensors[p], plan.samples) for p in plan.cut.hidden_inputs]
+        digests = chained(digests, columns)
+    return digests
+
+
+def run_frame(
+    plan: Plan, call: TopLevel, ids: tuple[int, ...], mode: Mode, catcher: Catcher
+) -> tuple[Any, Frame]:
+    """Make a call with a frame at the planned calls.
+
+    Raises:
+        Irregular: the pass went another way than the traced one while it was replayed.
+    """
+    frame = Frame(plan, start_digests(plan, call, ids), mode)
+    catcher.cover(plan.names)
+    catcher.direct(frame)
+    try:
+        output = frame.call(call.name, call.module, call.forward, call.args, call.kwargs)
+        frame.finish(output)
+    finally:
+        catcher.direct(None)
+    if frame.replayed and plan.cut.hides:
+        tensors = open_nest(output).tensors
+        output = rebuild(output, tensors, objects=lambda held: NotKept(type(held).__name__))
+    return output, frame
+
+
+def try_frame(
+    plan: Plan, call: TopLevel, ids: tuple[int, ...], mode: Mode, catcher: Catcher
+) -> tuple[Any, Frame]:
+    """The same for trial: the model and all random generators are left as they were."""
+    catcher.cover(plan.names)  # before the model's attributes are noted, to be put back
+    return _for_trial(
+        call.model,
+        lambda: run_frame(plan, call, ids, mode, catcher),
+        parameters=plan.graph.writes_model,
+    )
+
+
+class NotKept:
+    """Stands in for an object in a model's output that a replay does not fill (a cache of keys)."""
+
+    def __init__(self, kind: str) -> None:
+        self.__dict__["kind"] = kind
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        from frostline.errors import ReplayError
+
+        raise ReplayError(
+            f"this {self.kind} was not filled: the modules that fill it were replayed. Call the"
+            " model outside of replay if you need it"
+        )
+
+
+ROUNDING = 256
+"""Where rounding is accepted: how many units in the last place of a tensor's largest value."""
+
+
+def same_values(one: Tensor, other: Tensor, *, rounding: bool) -> bool:
+    """Whether two tensors hold the same bits, or nearly the same values if rounding is accepted."""
+    if same_bits(one, other):
+        return True
+    if not rounding or not one.is_floating_point() or one.shape != other.shape:
+        return False
+    amount = (one - other).abs().max()
+    return bool(amount <= ROUNDING * torch.finfo(one.dtype).eps * other.abs().max())
+
+
+def same_output(one: Any, other: Any, *, rounding: bool) -> bool:
+    """Whether two outputs have the same form and values; opaque objects count as the same."""
+    left, right = open_nest(one), open_nest(other)
+    if len(left.tensors) != len(right.tensors):
+        return False
+    if not left.opaque and not right.opaque and left.form != right.form:
+        return False
+    return all(
+        a.requires_grad == b.requires_grad and same_values(a, b, rounding=rounding)
+        for a, b in zip(left.tensors, right.tensors, strict=True)
+    )
+
+
+def _for_trial(model: nn.Module, run: Callable[[], Any], *, parameters: bool) -> Any:
+    # In a copy of the context: what models keep in context variables is restored, too.
+    with no_traces(model, parameters=parameters):
+        return contextvars.copy_context().run(run)

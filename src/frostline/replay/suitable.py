@@ -1,0 +1,37 @@
+"""Models that replay leaves alone from the start, and why."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from frostline.naming import walk_modules
+
+
+
+def unsuitable(model: nn.Module) -> str | None:
+    """Why no pass of this model can be replayed; None if nothing speaks against it.
+
+    >>> from torch import nn
+    >>> unsuitable(nn.Linear(2, 2)) is None
+    True
+    """
+    for name, module in walk_modules(model):
+        where = name or "the model"
+        if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
+            return (
+                f"{where} is compiled, so its modules are no longer called one by one."
+                " Replay the model as it was before torch.compile"
+            )
+        if isinstance(module, torch.jit.ScriptModule):
+            return f"{where} is a TorchScript program, whose calls can't be seen"
+        if type(module).__name__ in {"DataParallel", "FullyShardedDataParallel", "DeepSpeedEngine"}:
+            return (
+                f"{where} is wrapped in {type(module).__name__}, which moves or copies its modules."
+                " Replay the bare model"
+            )
+    if not any(p.requires_grad for p in model.parameters()):
+        return "nothing in the model trains: freeze only a part of it"
+    if all(p.requires_grad for p in model.parameters()):
+        return "nothing in the model is frozen: freeze a part of it first"
+    return None

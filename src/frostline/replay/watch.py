@@ -1,0 +1,176 @@
+"""What a pass depends on besides its inputs, looked at before every pass: cheap, so shallow."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from frostline.freezing.modes import pin_of
+from frostline.proof import fingerprint
+from frostline.proof.surroundings import Surroundings
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {"forward"}
+
+
+class Setting(NamedTuple):
+    """A plain value on which the way through a model's code may depend.
+
+    Attributes:
+        owner: ``id`` of the module that has it; 0 for a global variable or a closure's.
+        name: of the attribute.
+        value: plain, or for tensors and objects something that tells them apart.
+    """
+
+    owner: int
+    name: str
+    value: Any
+
+
+class State(NamedTuple):
+    """A model at one moment; equal states take the same way through the same code.
+
+    Attributes:
+        tensors: for each parameter which object it is, and whether it trains.
+        modes: for each module which object it is, and its ``training``.
+        settings: plain values in the attributes of modules and of their configurations, and in
+            global variables that their code mentions.
+    """
+
+    tensors: tuple[Any, ...]
+    modes: tuple[Any, ...]
+    settings: tuple[Setting, ...]
+
+
+def look(model: nn.Module) -> State:
+    """The state of a model now.
+
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))
+    >>> before = look(model)
+    >>> model[1].p = 0.2
+    >>> after = look(model)
+    >>> before.tensors == after.tensors, before.settings == after.settings
+    (True, False)
+    """
+    tensors: list[Any] = []
+    modes: list[Any] = []
+    settings: list[Setting] = []
+    seen: set[int] = set()
+    waiting: list[nn.Module] = [model]
+    while waiting:
+        module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        held = module.__dict__
+        pin = pin_of(module)
+        # A pinned module runs in eval mode, whatever model.train() has said since.
+        is_training = held["training"] and not (pin is not None and pin.wish.eval_mode)
+        modes.append((id(module), is_training))
+        for parameter in held["_parameters"].values():
+            if parameter is not None:
+                tensors.append((id(parameter), parameter.requires_grad))
+        owner = id(module)
+        for key, value in held.items():
+            if key in _OF_EVERY_MODULE:
+                continue
+            kind = type(value)
+            if kind in _PLAIN:
+                settings.append(Setting(owner, key, value))
+            elif isinstance(value, Tensor):
+                settings.append(Setting(owner, key, (id(value), value._version)))
+            elif kind in _COLLECTIONS:
+                settings.append(Setting(owner, key, _frozen(value)))
+            elif id(value) not in seen and not isinstance(value, nn.Module):
+                seen.add(id(value))
+                for inner, plain in (getattr(value, "__dict__", None) or {}).items():
+                    if type(plain) in _PLAIN:
+                        settings.append(Setting(owner, inner, plain))
+        waiting.extend(child for child in held["_modules"].values() if child is not None)
+    return State(tuple(tensors), tuple(modes), tuple(settings))
+
+
+_PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None)})
+_COLLECTIONS = frozenset({list, tuple, set, frozenset, dict})
+
+
+def _frozen(value: Any) -> Any:
+    if type(value) is dict:
+        items = list(value.items())
+    else:
+        items = list(enumerate(value)) if isinstance(value, list | tuple) else [(0, v) for v in value]
+    return len(items), tuple(
+        (repr(k), v) if type(v) in _PLAIN else (repr(k), id(v)) for k, v in items[:_FEW]
+    )
+
+
+_FEW = 16
+
+
+class Watch:
+    """Looks at one model again and again; what its code mentions is found once.
+
+    >>> from torch import nn
+    >>> watch = Watch(nn.Linear(2, 2))
+    >>> watch.look() == watch.look()
+    True
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._modules: tuple[Any, ...] | None = None
+        self._surroundings = Surroundings([])
+
+    def look(self) -> State:
+        """The state of the model now, with what its code mentions outside of it."""
+        state = look(self._model)
+        modules = tuple(module for module, _ in state.modes)
+        if modules != self._modules:
+            self._modules = modules
+            self._surroundings = Surroundings(self._model.modules())
+        outside = tuple(Setting(0, name, v) for name, v in self._surroundings.plain_values())
+        return state._replace(settings=state.settings + outside)
+
+
+def changed_settings(before: State, after: State) -> list[Setting]:
+    """The settings of ``after`` that are new or have another value than before.
+
+    >>> from torch import nn
+    >>> layer = nn.Dropout(0.1)
+    >>> before = look(layer)
+    >>> layer.p = 0.3
+    >>> [setting.name for setting in changed_settings(before, look(layer))]
+    ['p']
+    """
+    known = {(setting.owner, setting.name): setting.value for setting in before.settings}
+    missing = object()
+    return [s for s in after.settings if known.get((s.owner, s.name), missing) != s.value]
+
+
+class Weights:
+    """Tensors that must not change while what was computed with them is replayed.
+
+    Their versions are compared before every pass, their content when a version moved or when
+    :meth:`check_content` is called: fused optimizers, ``.data`` and NumPy move no version.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self._tensors = tensors
+        self._versions = self._look()
+        self.fingerprints = {name: fingerprint(tensor) for name, tensor in tensors.items()}
+
+    def changed(self) -> str | None:
+        """The name of a tensor whose content changed, as far as versions tell."""
+        return None if self._look() == self._versions else self.check_content()
+
+    def check_content(self) -> str | None:
+        """The name of a tensor whose content changed."""
+        self._versions = self._look()
+        for name, tensor in self._tensors.items():
+            if fingerprint(tensor) != self.fingerprints[name]:
+                return name
+        return None
+
+    def _look(self) -> list[tuple[int, int]]:
+        return [(tensor._version, tensor.data_ptr()) for tensor in self._tensors.values()]

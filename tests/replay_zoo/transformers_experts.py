@@ -1,0 +1,208 @@
+"""Decoders with experts or recurrence, as transformers has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from replay_zoo.data import language, unmasked_language
+from replay_zoo.settings import Setting
+from replay_zoo.transformers_table import TEXT, architecture
+
+_GROUPED: dict[str, Any] = {
+    **TEXT,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "attention_dropout": 0.1,
+    "tie_word_embeddings": False,
+}
+"""Decoders of the family of Llama, with a head of their own."""
+
+_EXPERTS: dict[str, Any] = {
+    **_GROUPED,
+    "num_hidden_layers": 3,
+    "moe_intermediate_size": 32,
+    "num_experts_per_tok": 2,
+    "output_router_logits": True,
+}
+
+
+SETTINGS: list[Setting] = [
+    *architecture(
+        "rwkv",
+        "RwkvForCausalLM",
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 4,
+            "vocab_size": 50,
+            "context_length": 16,
+            "rescale_every": 2,
+            "attention_hidden_size": 32,
+            "intermediate_size": 64,
+            "bos_token_id": 0,
+            "eos_token_id": 2,
+        },
+        unmasked_language,
+        head="head",
+        stack="rwkv.blocks",
+    ),
+    *architecture(
+        "mamba",
+        "MambaForCausalLM",
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 4,
+            "vocab_size": 50,
+            "state_size": 4,
+            "expand": 2,
+            "conv_kernel": 3,
+            "pad_token_id": 1,
+            "bos_token_id": 0,
+            "eos_token_id": 2,
+            "tie_word_embeddings": False,
+        },
+        language,
+        head="lm_head",
+        stack="backbone.layers",
+    ),
+    *architecture(
+        "mamba2",
+        "Mamba2ForCausalLM",
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 4,
+            "vocab_size": 50,
+            "state_size": 4,
+            "expand": 2,
+            "num_heads": 4,
+            "head_dim": 16,
+            "n_groups": 2,
+            "conv_kernel": 3,
+            "chunk_size": 4,
+            "pad_token_id": 1,
+            "bos_token_id": 0,
+            "eos_token_id": 2,
+        },
+        language,
+        head="lm_head",
+        stack="backbone.layers",
+    ),
+    *architecture(
+        "recurrent-gemma",
+        "RecurrentGemmaForCausalLM",
+        {
+            **TEXT,
+            "lru_width": 32,
+            "attention_window_size": 4,
+            "num_key_value_heads": 1,
+            "num_hidden_layers": 3,
+            "block_types": ["recurrent", "recurrent", "attention"],
+            "head_dim": 16,
+            "tie_word_embeddings": False,
+        },
+        language,
+        head="lm_head",
+        stack="model.layers",
+    ),
+    *architecture(
+        "mixtral",
+        "MixtralForCausalLM",
+        {**_EXPERTS, "num_local_experts": 4},
+        language,
+        head="lm_head",
+        stack="model.layers",
+    ),
+    *architecture(
+        "mixtral-silent",
+        "MixtralForCausalLM",
+        {**_EXPERTS, "num_local_experts": 4, "output_router_logits": False},
+        language,
+        head="lm_head",
+        stack="model.layers",
+    ),
+    *architecture(
+        "qwen2-moe",
+        "Qwen2MoeForCausalLM",
+        {**_EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 32},
+        language,
+        head="lm_head",
+        stack="model.layers",
+    ),
+    *architecture(
+        "qwen3-moe",
+        "Qwen3MoeForCausalLM",
+        {**_EXPERTS, "num_experts": 4},
+        language,
+        head="lm_head",
+        stack="model.layers",
+    ),
+    *architecture(
+        "olmoe",
+        "OlmoeForCausalLM",
+        {**_EXPERTS, "num_experts": 4},
+        language,
+        head="lm_head",
+        stack="model.layers",
+    ),
+    *architecture(
+        "granitemoe",
+        "GraniteMoeForCausalLM",
+        {**_EXPERTS, "num_local_experts": 4},
+        language,
+        head="lm_head",
+        stack="model.layers",
+    ),
+    *architecture(
+        "phimoe",
+        "PhimoeForCausalLM",
+        {**_EXPERTS, "num_local_experts": 4},
+        language,
+        head="lm_head",
+        stack="model.layers",
+    ),
+    *architecture(
+        "jamba",
+        "JambaForCausalLM",
+        {
+            **_EXPERTS,
+            "num_experts": 4,
+            "mamba_d_state": 4,
+            "mamba_d_conv": 3,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 2,
+            "use_mamba_kernels": False,
+        },
+        language,
+        head="lm_head",
+        stack="model.layers",
+    ),
+    *architecture(
+        "deepseek-v3",
+        "DeepseekV3ForCausalLM",
+        {
+            **_EXPERTS,
+            "head_dim": 8,
+            "n_routed_experts": 4,
+            "n_group": 2,
+            "topk_group": 1,
+            "kv_lora_rank": 8,
+            "q_lora_rank": 8,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 16,
+            "num_key_value_heads": 2,
+            "first_k_dense_replace": 1,
+        },
+        language,
+        head="lm_head",
+        stack="model.layers",
+    ),
+    *architecture(
+        "gpt-oss",
+        "GptOssForCausalLM",
+        {**_EXPERTS, "num_local_experts": 4, "sliding_window": 4, "num_hidden_layers": 4},
+        language,
+        head="lm_head",
+        stack="model.layers",
+    ),
+]
