@@ -56,7 +56,7 @@ if TYPE_CHECKING:
         sync,
     )
     from frostline.proof import fingerprint
-    from frostline.replay import Replayer, ReplayStats
+    from frostline.replay import Replay, Replayer, ReplayStats, replay
     from frostline.selection import (
         Selection,
         before,
@@ -89,6 +89,7 @@ __all__ = [
     "OutputError",
     "Plan",
     "PlanError",
+    "Replay",
     "ReplayError",
     "ReplayStats",
     "Replayer",
@@ -113,6 +114,7 @@ __all__ = [
     "optimizer",
     "optimizer_state",
     "regex",
+    "replay",
     "resume_freeze",
     "select",
     "sync",
@@ -142,7 +144,7 @@ _HOMES = {
         "sync",
     ),
     "frostline.proof": ("fingerprint",),
-    "frostline.replay": ("ReplayStats", "Replayer"),
+    "frostline.replay": ("Replay", "ReplayStats", "Replayer", "replay"),
     "frostline.selection": (
         "Selection",
         "before",

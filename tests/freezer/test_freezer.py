@@ -10,7 +10,7 @@ from zoo import Net, TiedLm
 
 import frostline as fl
 from frostline.freezer import Event, Freezer
-from frostline.schedules import LISA, Explicit, GradualUnfreeze
+from frostline.schedules import LISA, Alpha, Explicit, GradualUnfreeze
 
 HEAD_THEN_ALL = [{"step": 0, "train": ["head"]}, {"step": 2, "train": ["**"]}]
 
@@ -138,14 +138,11 @@ def test_what_thaws_follows_the_mode_of_the_model() -> None:
         {"step": 3, "train": ["**"]},
     ]
     model, optimizer, freezer = setting(phases)
-    model.layers[1].eval()  # set apart by its owner, under a model that trains
     step(model, optimizer, freezer)
     step(model, optimizer, freezer)
     model.eval()
     freezer.epoch()
-    for module in (model, model.stem, model.layers, model.layers[0], model.head, model.drop):
-        module.train()
-    model.layers[0].train()
+    model.train()
     step(model, optimizer, freezer)
     assert not freezer.frozen
     assert model.layers[0].norm.training
@@ -227,6 +224,14 @@ def test_blocks_can_be_named() -> None:
     assert freezer.layout.blocks == ("stem", "layers.1")
 
 
+def test_without_a_head_the_last_block_is_left() -> None:
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+    optimizer = fl.optimizer(torch.optim.SGD, model, lr=0.1)
+    freezer = Freezer(model, optimizer, schedule=Alpha(alpha=1.0), blocks=["0", "1", "2"])
+    freezer.epoch()
+    assert freezer.trains == ("2",)
+
+
 def test_a_head_tied_to_the_embedding_trains_with_the_head() -> None:
     model = TiedLm()
     optimizer = fl.optimizer(torch.optim.SGD, model, lr=0.1)
@@ -245,8 +250,9 @@ def test_epochs_end_by_themselves_if_their_length_is_given() -> None:
     freezer.epoch(0.5)  # brings the metric; the epoch has ended already
     assert freezer.position.epoch == 2
     step(model, optimizer, freezer)
-    freezer.epoch()  # cut short
-    assert freezer.position.epoch == 3
+    with pytest.raises(fl.FrostlineError, match=r"came 1 steps after .* steps_per_epoch=2"):
+        freezer.epoch()
+    assert freezer.position.epoch == 2
 
 
 def test_an_epoch_waits_for_its_metric_where_the_schedule_does() -> None:
@@ -272,6 +278,9 @@ def test_the_length_of_an_epoch_is_seen_when_the_first_has_ended() -> None:
         step(model, optimizer, freezer)
     freezer.epoch()
     assert (freezer.position.steps_per_epoch, freezer.position.total_steps) == (3, 30)
+    step(model, optimizer, freezer)
+    freezer.epoch()  # a short one changes nothing
+    assert freezer.position.steps_per_epoch == 3
     assert setting("freezeout", total_steps=9, steps_per_epoch=3)[2].events[0].kind == "start"
 
 
@@ -309,6 +318,69 @@ def test_a_model_replayed_from_a_copy_is_not_touched() -> None:
     assert trainable(twin) == {"head.weight", "head.bias"}
 
 
+@pytest.mark.parametrize(("schedule", "kept"), [("lisa", False), ("apf", True)])
+def test_optimizer_state_of_what_froze(schedule: str, kept: bool) -> None:
+    run = Run(busy(schedule))
+    while len(run.freezer.frozen) < 2 or run.done < 4:
+        run.step()
+    frozen = set(run.freezer.frozen)
+    units = [unit for unit in run.freezer.layout.units if unit.name in frozen]
+    named = dict(run.model.named_parameters())
+    states = [named[name] in run.optimizer.state for unit in units for name in unit.parameters]
+    assert any(states) is kept
+    assert all(named[name] in run.optimizer.state for name in ("head.weight", "head.bias"))
+
+
+@pytest.mark.parametrize("schedule", ["alpha", "autofreeze", "freezeout"])
+def test_the_guard_and_the_linter_have_nothing_to_say(schedule: str) -> None:
+    run = Run(busy(schedule), scheduler=True)
+    with fl.guard(run.model, run.optimizer, every=1) as guard:
+        run.until(12)
+    assert guard.report.violations == ()
+    found = fl.check(run.model, run.optimizer, run.scheduler)
+    assert [f for f in found if f.severity == "error"] == []
+
+
+def test_a_step_that_a_gradient_scaler_leaves_out_is_none() -> None:
+    model, optimizer, freezer = setting()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    for infinite in (True, False, True):
+        optimizer.zero_grad()
+        inputs, targets = batch(0)
+        loss = nn.functional.cross_entropy(model(inputs), targets)
+        scaler.scale(loss * float("inf") if infinite else loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        freezer.step()
+    assert freezer.position.step == 1
+
+
+def test_parameters_that_were_replaced_are_found_again() -> None:
+    model, optimizer, freezer = setting([{"epoch": 0, "train": ["**"], "rates": {"stem": 1e-9}}])
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    fl.sync(model, optimizer)
+    step(model, optimizer, freezer)
+    before = model.stem.weight.detach().clone(), model.head.weight.detach().clone()
+    step(model, optimizer, freezer)
+    assert torch.allclose(model.stem.weight, before[0], atol=1e-7, rtol=0)
+    assert not torch.allclose(model.head.weight, before[1], atol=1e-7, rtol=0)
+
+
+def test_a_signal_that_never_comes_is_noted_once() -> None:
+    class Deaf(Net):
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer.forward(x)  # past all hooks, as compiled code goes
+            return self.head(x)
+
+    model, optimizer, freezer = setting(busy("plasticity"), model=Deaf(3))
+    for _ in range(8):
+        step(model, optimizer, freezer)
+    assert [event.kind for event in freezer.events] == ["start", "note"]
+    assert "the signal similarity was asked for and there was none" in freezer.events[1].why
+
+
 def test_resuming_goes_on_in_the_middle_of_a_phase() -> None:
     straight = Run(GradualUnfreeze(), scheduler=True).until(20)
     half = Run(GradualUnfreeze(), scheduler=True).until(9)
@@ -317,6 +389,16 @@ def test_resuming_goes_on_in_the_middle_of_a_phase() -> None:
     assert again.freezer.rates == half.freezer.rates
     assert again.freezer.events == half.freezer.events
     assert again.until(20).bits() == straight.bits()
+
+
+def test_state_that_is_kept_on_purpose_is_known_as_such_after_a_resume() -> None:
+    run = Run(busy("apf"))
+    while len(run.freezer.frozen) < 2:
+        run.step()
+    again = Run(busy("apf")).load(run.save())
+    kept = run.optimizer.param_groups[0]["kept_names"]
+    assert kept
+    assert again.optimizer.param_groups[0]["kept_names"] == kept
 
 
 def test_a_run_may_be_made_longer_when_it_is_resumed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import frostline as fl
 from frostline.freezer import Freezer
 from frostline.schedules import LISA
 
-METHODS = ("gradual-unfreeze", "plasticity", "lisa", "autofreeze", "apf")
+METHODS = ("gradual-unfreeze", "plasticity", "lisa", "autofreeze", "autorgn")
 
 
 def train(rank: int, schedule, *, wrapped: bool) -> dict[str, object]:
@@ -38,6 +39,7 @@ def train(rank: int, schedule, *, wrapped: bool) -> dict[str, object]:
     freezer.epoch(metric=0.5 + rank)
     prints = {name: fl.fingerprint(p) for name, p in model.named_parameters()}
     frozen = [row.frozen for row in freezer.timeline()]
+    freezer.close()
     return {"prints": prints, "frozen": frozen}
 
 
@@ -54,7 +56,10 @@ def both(rank: int, folder: Path) -> None:
     except fl.TransitionError as error:
         said["odds"] = str(error)
     (folder / f"{rank}.json").write_text(json.dumps(said))
+    # In this order: a rank that takes the group down while the other's reducer is still at work,
+    # or before its own is gone, aborts the process now and then.
     distributed.barrier()
+    gc.collect()
     distributed.destroy_process_group()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,9 +56,9 @@ class Freezer:
         distributed: ``ddp``: ``freezer.model`` is wrapped anew after each transition. ``fsdp2``:
             the model is sharded already.
         total_steps: optimizer steps of the whole run; until it is known, 10 epochs are assumed.
-        steps_per_epoch: optimizer steps of an epoch. If it is given, epochs end by themselves and
-            :meth:`epoch` only brings the metric. If not, 100 are assumed until the first call of
-            :meth:`epoch` tells.
+        steps_per_epoch: optimizer steps of an epoch. If it is given, epochs end by themselves, and
+            :meth:`epoch` may bring the metric then, and at no other time. If not, 100 are assumed
+            until the first call of :meth:`epoch` tells.
         blocks: the blocks, from the input up, where :func:`frostline.blocks` does not find them.
         fixed: what the schedule leaves as it is, such as the base weights below an adapter.
         prove: before a thaw, compare what thaws with what it was when it froze.
@@ -123,7 +124,9 @@ class Freezer:
         self._base_rate = base_rate(self.optimizer)
         self._prove = prove
         note = length_note(traits, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
-        self._events = [Event(step=0, epoch=0, kind="note", why=note)] if note else []
+        self._events: list[Event] = []
+        if note is not None:
+            self._note(note)
         self._holder = Holder(
             self._module,
             self.layout,
@@ -180,15 +183,14 @@ class Freezer:
 
         Raises:
             ScheduleError: (a ValueError) the schedule goes by the metric, and it is not finite,
-                or did not come. Nothing has changed.
+                or did not come; or the epoch has another length than was given. Nothing has
+                changed.
             TransitionError, FrozenChangedError: as from :meth:`step`.
         """
         value = self._ranks.same(
             checked_metric(metric, wanted=self._metric_wanted(), schedule=self.schedule)
         )
-        ended = self.position.has_just_begun
-        after = self.position if ended else self.position.after_epoch()
-        self._decide("epoch", after, metric=value)
+        self._decide("epoch", self.position.told_of_epoch(), metric=value)
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -304,7 +306,14 @@ class Freezer:
         self.position, self._state = position, decision.state
         if decision.rates is not None:
             self._rates.factors = dict(decision.rates)
+        for name in self._signals.take_silent():
+            self._note(
+                f"the signal {name} was asked for and there was none: no gradient, or no forward"
+                " that could be seen (hooks do not run inside what torch.compile has compiled)"
+            )
         self._signals.restart(decision.restart)
+        if self._scene is not None and self._scene.is_stale():
+            self._look_around()
         self._prepare()
 
     def _transition(self, train: frozenset[str], decision: Decision, progress: Progress) -> None:
@@ -327,9 +336,15 @@ class Freezer:
                 frozen=frozen,
                 thawed=thawed,
                 frozen_blocks=len(set(self.layout.blocks) - train),
-                numbers=decision.numbers,
+                numbers={k: v for k, v in decision.numbers.items() if math.isfinite(v)},
             )
         )
+
+    def _note(self, why: str) -> None:
+        """Once for each thing to say."""
+        if all(event.why != why for event in self._events):
+            at = self.position
+            self._events.append(Event(step=at.step, epoch=at.epoch, kind="note", why=why))
 
     def _look_around(self) -> None:
         """After a transition: the model that the loop calls, and whose parameter is whose."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from frostline.errors import ScheduleError
+
 ASSUMED_STEPS_PER_EPOCH = 100
 """Steps of an epoch, until the first one has ended, where nobody says how many there are."""
 
@@ -51,11 +53,6 @@ class Position:
         """Whether the epoch has as many steps as were given for one."""
         return self.step - self.epoch_began == self.per_epoch_given
 
-    @property
-    def has_just_begun(self) -> bool:
-        """Whether an epoch ended by itself, and no step was made since."""
-        return self.per_epoch_given is not None and self.epoch > 0 and self.step == self.epoch_began
-
     def after_step(self) -> Position:
         """One step later."""
         return replace(self, step=self.step + 1)
@@ -64,6 +61,22 @@ class Position:
         """The same step, with the epoch ended."""
         seen = self.per_epoch_seen or (self.step - self.epoch_began) or None
         return replace(self, epoch=self.epoch + 1, epoch_began=self.step, per_epoch_seen=seen)
+
+    def told_of_epoch(self) -> Position:
+        """The epoch has ended, says the loop; it may have ended by itself already.
+
+        Raises:
+            ScheduleError: it has another length than was given.
+        """
+        made = self.step - self.epoch_began
+        if self.per_epoch_given is not None and made not in (0, self.per_epoch_given):
+            raise ScheduleError(
+                f"freezer.epoch() came {made} steps after the last epoch's end, and"
+                f" steps_per_epoch={self.per_epoch_given} was given: give the optimizer steps that"
+                " an epoch really has, or leave steps_per_epoch out"
+            )
+        ended = self.per_epoch_given is not None and made == 0 and self.epoch > 0
+        return self if ended else self.after_epoch()
 
     def resumed(self, plain: Mapping[str, Any]) -> Position:
         """What :meth:`to_plain` gave; lengths that are given now go before those given then."""

@@ -7,7 +7,6 @@ scheduler never reads a rate that a factor is in, and no factor is ever applied 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -92,12 +91,3 @@ class RateFactors:
                 piece["param_names"] = [named[id(member)] for member in members]
             pieces.append(piece)
         return pieces or [group]
-
-
-def same_factors(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
-    """Whether two sets of factors scale alike: units at 1 need not be named.
-
-    >>> same_factors({"head": 1.0}, {}), same_factors({"head": 0.5}, {})
-    (True, False)
-    """
-    return all(one.get(unit, 1.0) == other.get(unit, 1.0) for unit in {*one, *other})

@@ -19,12 +19,18 @@ class Scene:
         layout: its units.
         trains: names of the units that train.
         units: unit → its parameters by name, those that train alone.
+        slots: where each of these parameters hangs: its module's dict, its key there, itself.
     """
 
     model: nn.Module
     layout: Layout
     trains: frozenset[str]
     units: dict[str, dict[str, nn.Parameter]]
+    slots: tuple[tuple[dict[str, nn.Parameter | None], str, nn.Parameter], ...]
+
+    def is_stale(self) -> bool:
+        """Whether a parameter was replaced, as ``load_state_dict(assign=True)`` does."""
+        return any(held.get(key) is not parameter for held, key, parameter in self.slots)
 
     @property
     def front(self) -> tuple[str, nn.Module] | None:
@@ -38,10 +44,17 @@ class Scene:
 
 def set_scene(model: nn.Module, layout: Layout, trains: frozenset[str]) -> Scene:
     """Look up the parameters of the units that train, as the model holds them now."""
-    named = {n: p for group in take_inventory(model).groups for n, p in group.named.items()}
+    groups = take_inventory(model).groups
+    firsts = {alias.name: alias for group in groups for alias in group.firsts}
+    named = {name: parameter for group in groups for name, parameter in group.named.items()}
     units = {
         unit.name: {name: named[name] for name in unit.parameters}
         for unit in layout.units
         if unit.name in trains
     }
-    return Scene(model=model, layout=layout, trains=trains, units=units)
+    slots = tuple(
+        (firsts[name].owner._parameters, name.rpartition(".")[2], parameter)
+        for held in units.values()
+        for name, parameter in held.items()
+    )
+    return Scene(model=model, layout=layout, trains=trains, units=units, slots=slots)

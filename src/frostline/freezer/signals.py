@@ -44,6 +44,7 @@ class SignalBoard:
         self._same = same
         self._meters: dict[str, Meter] = {}
         self._armed: frozenset[str] = frozenset()
+        self._silent: list[str] = []
         self._scene: Scene | None = None
         self._handle = optimizer.register_step_pre_hook(self._look)
 
@@ -94,7 +95,15 @@ class SignalBoard:
 
     def _read(self, name: str) -> Reading:
         assert self._scene is not None
-        return self._same(self._meters[name].read(self._scene))
+        reading = self._same(self._meters[name].read(self._scene))
+        if not reading:
+            self._silent.append(name)
+        return reading
+
+    def take_silent(self) -> list[str]:
+        """Names of signals that were read and had nothing to say, since this was last asked."""
+        silent, self._silent = self._silent, []
+        return silent
 
     def _look(self, *_: object) -> None:
         if self._scene is not None:

@@ -67,7 +67,9 @@ class Snapshot:
         self._attributes = [(vars(module), dict(vars(module))) for module in modules]
         tensors = {id(t): t for _, held in self._attributes for t in _tensors(held)}.values()
         self._tensors = [
-            _Kept(tensor) for tensor in tensors if parameters or not isinstance(tensor, nn.Parameter)
+            _Kept(tensor)
+            for tensor in tensors
+            if parameters or not isinstance(tensor, nn.Parameter)
         ]
         self._step_hooks = [_post_accumulate_hooks(tensor) for tensor in tensors]
         self._surroundings = Surroundings(modules)

@@ -1,5 +1,6 @@
 """Skip what is frozen: record at the frost line once, replay ever after."""
 
+from frostline.replay.loop import Replay, replay
 from frostline.replay.replayer import Replayer, ReplayStats
 
-__all__ = ["ReplayStats", "Replayer"]
+__all__ = ["Replay", "ReplayStats", "Replayer", "replay"]

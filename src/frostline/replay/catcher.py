@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -66,7 +66,9 @@ class Catcher:
         """Let a maker make what is caught; None lets the modules do."""
         self._maker = maker
 
-    def _handle(self, name: str, module: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
+    def _handle(
+        self, name: str, module: nn.Module, forward: Forward, args: Any, kwargs: Any
+    ) -> Any:
         if self._maker is not None:
             return self._maker.call(name, module, forward, args, kwargs)
         if self._is_inside or _in_backward():

@@ -75,9 +75,7 @@ def _hashed_on_device(rows: Tensor) -> Tensor:
 
 def chained(before: Sequence[bytes], columns: Sequence[Sequence[bytes]]) -> list[bytes]:
     """Each sample's digest so far, with what further tensors hold of it."""
-    return [
-        xxhash.xxh3_128_digest(b"".join(parts)) for parts in zip(before, *columns, strict=True)
-    ]
+    return [xxhash.xxh3_128_digest(b"".join(parts)) for parts in zip(before, *columns, strict=True)]
 
 
 @functools.cache
@@ -103,7 +101,10 @@ def kernel_settings() -> tuple[object, ...]:
         torch.backends.mkldnn.enabled,
         torch.backends.cudnn.enabled,
         torch.backends.cudnn.benchmark,
-        *((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")),
+        *(
+            (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            for kind in ("cpu", "cuda")
+        ),
     )
 
 
@@ -113,5 +114,3 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line for line in lines if line.startswith("model name")), platform.processor())
-
-

@@ -6,11 +6,12 @@ the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from frostline.replay.graph import Call, Graph, Operation, Place
+from frostline.replay.graph import Call, Graph, Place
+from frostline.replay.liveness import Exclusions, Liveness
 
 Kind = Literal["constant", "content", "call", "blind"]
 
@@ -44,7 +45,7 @@ class PlannedCall:
         written: results into which code between modules writes.
         varies: for each result whether it depends on the batch.
         mutates: whether it writes into an argument and gives it back.
-        can_rerun: whether all its arguments are there in a replay, so that it can be made after all.
+        can_rerun: whether all its arguments are there in a replay, so that it can be made.
         after_live: whether something live has run before it.
     """
 
@@ -73,8 +74,8 @@ class Cut:
         planned: the maximal frozen calls, in order.
         refused: calls in which nothing trains and that are made all the same → why.
         needed_inputs: for each tensor argument of the top-level call, whether live code uses it.
-        hidden_inputs: positions of the top-level call's tensor arguments that reach a planned call by
-            another way than its arguments.
+        hidden_inputs: positions of the top-level call's tensor arguments that reach a planned
+            call by another way than its arguments.
         glue_tensors: names of the model's tensors that code between modules uses on frozen values.
         hides: whether an opaque object that the top-level call returns lacks tensors in a replay.
     """
@@ -92,23 +93,6 @@ class Cut:
         return any(planned.is_kept for planned in self.planned)
 
 
-@dataclass(kw_only=True)
-class Exclusions:
-    """What further passes have shown, beyond the traced one.
-
-    Attributes:
-        split: calls that are not to be taken whole → why; the calls inside may be.
-        varying: values that depend on more than a sample's own input → why.
-        layouts: planned calls → which way of cutting their results into samples is tried.
-        accepts_rounding: whether rows may be grouped by content, which changes last bits.
-    """
-
-    split: dict[int, str] = field(default_factory=dict)
-    varying: dict[int, str] = field(default_factory=dict)
-    layouts: dict[int, int] = field(default_factory=dict)
-    accepts_rounding: bool = False
-
-
 def find_cut(graph: Graph, exclusions: Exclusions | None = None) -> Cut:
     """Find the frost line of a traced pass."""
     return _Analysis(graph, exclusions or Exclusions()).cut()
@@ -117,134 +101,10 @@ def find_cut(graph: Graph, exclusions: Exclusions | None = None) -> Cut:
 class _Analysis:
     def __init__(self, graph: Graph, exclusions: Exclusions) -> None:
         self._graph = graph
-        self._exclusions = exclusions
-        self._made_by: dict[int, int] = {}
-        for number, operation in enumerate(graph.operations):
-            for value in operation.writes:
-                self._made_by[value] = number
-        self._constant = set(graph.constant)
-        self._live: set[int] = set()
-        self._live_operations: set[int] = set()
-        self._why: dict[int, str] = {}
-        self._find_live()
-        self._find_refusals()
+        self._liveness = Liveness(graph, exclusions)
+        self._made_by = self._liveness.made_by
         self._owner: dict[int, int] = {}
         self._planned = self._maximal()
-
-    # What may change from epoch to epoch.
-
-    def _find_live(self) -> None:
-        graph, varying = self._graph, self._exclusions.varying
-        self._live |= graph.trainable | graph.foreign | varying.keys()
-        moving = {i for i, call in enumerate(graph.calls) if call.effect is not None}
-        for number, operation in enumerate(graph.operations):
-            reads = (*operation.reads, *operation.overwrites)
-            is_live = (
-                operation.is_random
-                or operation.call in moving
-                or self._groups_rows(operation)
-                or any(value in self._live for value in reads)
-            )
-            if is_live:
-                self._live_operations.add(number)
-                self._live.update(operation.writes)
-            elif all(value in self._constant for value in reads):
-                self._constant.update(operation.writes)
-
-    # What speaks against a call.
-
-    def _find_refusals(self) -> None:
-        graph = self._graph
-        for index, call in enumerate(graph.calls):
-            if call.trains:
-                self._refuse(index, "it trains")
-            if call.effect is not None:
-                self._refuse_around(index, call.effect)
-            if call.is_hooked:
-                self._refuse_around(index, "a hook hangs on it, which would not run")
-            if call.unfit is not None:
-                self._refuse(index, call.unfit)
-            if index in self._exclusions.split:
-                self._refuse_around(index, self._exclusions.split[index])
-            if any(value in self._live for value in call.arguments):
-                self._refuse(index, self._why_live(call.arguments))
-        inputs = set(graph.inputs)
-        for number, operation in enumerate(graph.operations):
-            if number in self._live_operations:
-                self._refuse_around(operation.call, self._why_operation(operation))
-            if any(value in inputs for value in operation.overwrites):
-                self._refuse_around(operation.call, "it writes into the batch that it is given")
-        for escape in graph.escapes:
-            if escape.value not in self._constant:
-                self._refuse_around(escape.call, f"it branches on content ({escape.how})")
-        for index, call in enumerate(graph.calls):
-            if any(value in self._live for value in call.results):
-                self._refuse(index, "what it returns depends on what trains, or needs a gradient")
-        self._refuse_side_channels()
-
-    def _refuse_side_channels(self) -> None:
-        for reader, values in self._all_reads():
-            for value in values:
-                made_by = self._made_by.get(value)
-                if made_by is None:
-                    continue
-                for index in self._around(self._graph.operations[made_by].call):
-                    if self._graph.is_inside(reader, index) and reader >= 0:
-                        break
-                    if value not in self._graph.calls[index].results:
-                        self._refuse(index, "a value from inside is used outside, past its output")
-        for index, call in enumerate(self._graph.calls):
-            for position, value in enumerate(call.results):
-                if not self._is_made_inside(value, index) and call.handed[position] is None:
-                    self._refuse(index, "it returns a view of something that it did not make")
-
-    def _all_reads(self) -> Iterator[tuple[int, tuple[int, ...]]]:
-        for operation in self._graph.operations:
-            yield operation.call, (*operation.reads, *operation.overwrites)
-        for escape in self._graph.escapes:
-            yield escape.call, (escape.value,)
-        yield -1, tuple(self._graph.results)
-
-    def _refuse(self, index: int, why: str) -> None:
-        self._why.setdefault(index, why)
-
-    def _refuse_around(self, index: int, why: str) -> None:
-        for around in self._around(index):
-            self._refuse(around, why)
-
-    def _around(self, index: int) -> Iterator[int]:
-        """The call and those that it was made in, from the inside out."""
-        at: int | None = index
-        while at is not None:
-            yield at
-            at = self._graph.calls[at].parent
-
-    def _why_operation(self, operation: Operation) -> str:
-        if operation.is_random:
-            return "it draws random numbers"
-        if self._groups_rows(operation):
-            return f"it groups rows by their content ({operation.name}), as mixtures of experts do"
-        return self._why_live(operation.reads)
-
-    def _why_live(self, values: tuple[int, ...] | list[int]) -> str:
-        for value in values:
-            if value in self._exclusions.varying:
-                return self._exclusions.varying[value]
-            if value in self._graph.foreign:
-                return "it reads a tensor that is neither its input nor its own"
-        return "a trainable value flows into it"
-
-    def _groups_rows(self, operation: Operation) -> bool:
-        """Whether batch-mates meet in one kernel call, so that they change each other's last bits."""
-        if not operation.mixes or self._exclusions.accepts_rounding:
-            return False
-        return not all(value in self._constant for value in operation.reads)
-
-    def _is_made_inside(self, value: int, index: int) -> bool:
-        made_by = self._made_by.get(value)
-        return made_by is not None and self._graph.is_inside(
-            self._graph.operations[made_by].call, index
-        )
 
     # The calls that are left out.
 
@@ -253,13 +113,13 @@ class _Analysis:
         busy = {
             around
             for operation in self._graph.operations
-            for around in self._around(operation.call)
+            for around in self._graph.around(operation.call)
         }
         planned: list[int] = []
         index = 0
         while index < len(self._graph.calls):
             # A call without operations hands its input through, or views it: it costs nothing.
-            if index in self._why or index not in busy:
+            if index in self._liveness.why or index not in busy:
                 index += 1
                 continue
             planned.append(index)
@@ -287,7 +147,7 @@ class _Analysis:
         glue = [
             operation
             for number, operation in enumerate(graph.operations)
-            if number not in self._owner and number not in self._live_operations
+            if number not in self._owner and number not in self._liveness.live_operations
         ]
         overwritten = {value for operation in glue for value in operation.overwrites}
         owned = {value for number in self._owner for value in graph.operations[number].writes}
@@ -295,7 +155,7 @@ class _Analysis:
             planned=tuple(self._plan(index, kept, overwritten) for index in self._planned),
             refused={
                 graph.calls[index].place: why
-                for index, why in sorted(self._why.items())
+                for index, why in sorted(self._liveness.why.items())
                 if self._is_worth_telling(index)
             },
             needed_inputs=tuple(value in needed for value in graph.inputs),
@@ -314,7 +174,7 @@ class _Analysis:
         graph = self._graph
         waiting = [*graph.results]
         for number, operation in enumerate(graph.operations):
-            if number in self._live_operations:
+            if number in self._liveness.live_operations:
                 waiting += [*operation.reads, *operation.overwrites]
         waiting += [escape.value for escape in graph.escapes if escape.call not in self._inside]
         for index, call in enumerate(graph.calls):
@@ -346,18 +206,24 @@ class _Analysis:
             ),
             sources=sources,
             written=frozenset(p for p in places if call.results[p] in overwritten),
-            varies=tuple(value not in self._constant for value in call.results),
+            varies=tuple(value not in self._liveness.constant for value in call.results),
             mutates=any(
                 call.handed[p] is not None and self._handed(index, p) is None for p in places
             ),
             can_rerun=all(self._is_there(source, kept) for source in sources),
-            after_live=any(number < call.first_operation for number in self._live_operations),
+            after_live=any(
+                number < call.first_operation for number in self._liveness.live_operations
+            ),
         )
 
     def _handed(self, index: int, position: int) -> int | None:
         """Which argument a result is; none if the call wrote into it before it gave it back."""
         call = self._graph.calls[index]
-        return None if self._is_made_inside(call.results[position], index) else call.handed[position]
+        return (
+            None
+            if self._liveness.is_made_inside(call.results[position], index)
+            else call.handed[position]
+        )
 
     def _is_there(self, source: Source, kept: set[int]) -> bool:
         if source.kind == "call":
@@ -365,7 +231,7 @@ class _Analysis:
         return source.kind != "blind"
 
     def _source(self, value: int, kept: set[int]) -> Source:
-        if value in self._constant:
+        if value in self._liveness.constant:
             return Source("constant")
         made_by = self._made_by.get(value)
         if made_by is not None and made_by in self._owner:
@@ -383,7 +249,10 @@ class _Analysis:
             for number, owner in self._owner.items():
                 operation = graph.operations[number]
                 for value in (*operation.reads, *operation.overwrites) if owner == index else ():
-                    if not self._is_made_inside(value, index) and value not in call.arguments:
+                    if (
+                        not self._liveness.is_made_inside(value, index)
+                        and value not in call.arguments
+                    ):
                         reached |= self._leaves(value)
         return tuple(place for place, value in enumerate(graph.inputs) if value in reached)
 
@@ -422,5 +291,5 @@ class _Analysis:
 
     def _is_worth_telling(self, index: int) -> bool:
         call = self._graph.calls[index]
-        takes_live = any(value in self._live for value in call.arguments)
+        takes_live = any(value in self._liveness.live for value in call.arguments)
         return not call.trains and not takes_live and index not in self._inside

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from frostline.replay.plan import Plan, Station
 from frostline.replay.stand_in import Forward
 from frostline.replay.store import StoreDamaged
 
-Mode = Literal["replay", "try", "record", "capture"]
+Mode = Literal["replay", "try", "record", "capture", "prefix"]
 
 
 class Seen(NamedTuple):
@@ -56,6 +57,10 @@ class Irregular(BaseException):
         self.why = why
 
 
+class Enough(BaseException):
+    """All that is kept has been computed; the rest of the pass is not wanted."""
+
+
 class Frame:
     """Makes, or does not make, the planned calls of one top-level call.
 
@@ -68,15 +73,30 @@ class Frame:
         plan: the cut.
         digests: for each sample, its name and what else it brings into the pass.
         mode: ``replay`` replays where it can and records where it can't; ``try`` gives up where it
-            can't; ``record`` and ``capture`` compute all.
+            can't; ``record`` and ``capture`` compute all; ``prefix`` computes as far as anything
+            is kept, and leaves the pass there by :class:`Enough`.
+        remembered: the samples' digests at the planned calls, where their inputs are not there to
+            be looked at.
+        inner: makes what this one does not stand in for: a frame of an earlier cut.
     """
 
-    def __init__(self, plan: Plan, digests: list[bytes], mode: Mode = "replay") -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        digests: list[bytes],
+        mode: Mode = "replay",
+        *,
+        remembered: Sequence[Sequence[bytes]] | None = None,
+        inner: Frame | None = None,
+    ) -> None:
         self.mode: Mode = mode
         self.plan = plan
         self.irregular: str | None = None
         self.replayed = 0
         self.seen: list[Seen] = []
+        self.keys: dict[int, list[bytes]] = {}
+        self._remembered = remembered
+        self._inner = inner
         self._undecided = mode in ("replay", "try")
         self._turns: Counter[str] = Counter()
         self._start = _Trail(digests, plan.key)
@@ -90,17 +110,24 @@ class Frame:
     def call(self, name: str, module: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
         """Make one call of a module, or stand in for it."""
         if self._is_inside or name not in self.plan.names:
-            return forward(*args, **kwargs)
+            return self._pass_on(name, module, forward, args, kwargs)
         place = Place(name, self._turns[name])
         self._turns[name] += 1
         try:
             station = self.plan.station(place)
         except KeyError:
             self._stray(f"{place} was not called when the pass was traced")
-            return forward(*args, **kwargs)
+            station = None
         if station is None:
-            return forward(*args, **kwargs)
-        return self._planned(station, forward, args, kwargs)
+            return self._pass_on(name, module, forward, args, kwargs)
+        return self._planned(station, module, forward, args, kwargs)
+
+    def _pass_on(
+        self, name: str, module: nn.Module, forward: Forward, args: Any, kwargs: Any
+    ) -> Any:
+        if self._inner is not None:
+            return self._inner.call(name, module, forward, args, kwargs)
+        return forward(*args, **kwargs)
 
     def finish(self, output: Any) -> None:
         """The pass is over: see that no planned call is missing for which something stands in."""
@@ -115,7 +142,9 @@ class Frame:
             if not (missing.planned.is_kept and missing.planned.can_rerun):
                 self._stray(f"{missing.planned.call.place} was not called this time")
 
-    def _planned(self, station: Station, forward: Forward, args: Any, kwargs: Any) -> Any:
+    def _planned(
+        self, station: Station, module: nn.Module, forward: Forward, args: Any, kwargs: Any
+    ) -> Any:
         if station.order < self._next:
             self._stray(f"{station.planned.call.place} was not called in its turn")
         self._pass_over(station.order)
@@ -134,15 +163,16 @@ class Frame:
                 self._stray(f"{station.planned.call.place} got other inputs than recorded")
             if self._undecided:
                 self.mode = "record"
-        return self._compute(station, digests, forward, args, kwargs)
+        if self._remembered is not None:
+            raise Irregular("a sample is not known")
+        run = partial(self._pass_on, station.name, module, forward, args, kwargs)
+        return self._compute(station, digests, run)
 
-    def _compute(
-        self, station: Station, digests: list[bytes], forward: Forward, args: Any, kwargs: Any
-    ) -> Any:
+    def _compute(self, station: Station, digests: list[bytes], run: Callable[[], Any]) -> Any:
         self._is_inside = True
         start = time.perf_counter()
         try:
-            output = forward(*args, **kwargs)
+            output = run()
         finally:
             self._is_inside = False
         station.seconds = time.perf_counter() - start
@@ -157,11 +187,15 @@ class Frame:
             ]
             self.seen.append(Seen(station, digests, self._path_of(station), held))
         self._handed[station.planned.index] = tensors
+        if self.mode == "prefix" and station.order == self.plan.last_kept:
+            raise Enough
         return output
 
     def are_known(self) -> bool:
         """Whether all that was computed had been recorded."""
-        return all(s.station.shelf is None or min(s.station.shelf.find(s.digests)) >= 0 for s in self.seen)
+        return all(
+            s.station.shelf is None or min(s.station.shelf.find(s.digests)) >= 0 for s in self.seen
+        )
 
     def commit(self) -> None:
         """Keep what was recorded; only now, so that a pass that fails halfway leaves nothing."""
@@ -186,7 +220,7 @@ class Frame:
         columns: list[list[bytes]] = []
         before = [self._start]
         for source, tensor in zip(sources, given.tensors, strict=True):
-            if source.kind == "content":
+            if source.kind == "content" and self._remembered is None:
                 columns.append(sample_digests(tensor, self.plan.samples))
             elif source.kind == "blind":
                 before.append(self._all)  # it may descend from any earlier call
@@ -201,8 +235,15 @@ class Frame:
             digests = chained(before[0].digests, [*(t.digests for t in before[1:]), *columns])
         self._trails[station.planned.index] = _Trail(digests, path)
         if self.plan.has_blind_sources:
-            self._all = _Trail(chained(self._all.digests, [digests]), digest_of(self._all.path, path))
-        return [digest_of(digest, path) for digest in digests]
+            self._all = _Trail(
+                chained(self._all.digests, [digests]), digest_of(self._all.path, path)
+            )
+        keys = self.keys[station.order] = (
+            [digest_of(digest, path) for digest in digests]
+            if self._remembered is None
+            else list(self._remembered[station.order])
+        )
+        return keys
 
     def _is_from(self, tensor: Tensor, source: Source) -> bool:
         results = self._handed.get(source.call)

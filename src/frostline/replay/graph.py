@@ -6,6 +6,7 @@ of the same memory, and a view is the value that it views. Values are numbered.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -79,6 +80,8 @@ class Operation(NamedTuple):
         is_random: whether a random generator advanced.
         mixes: whether its result has a shape that depends on content (``nonzero``), or it groups
             rows (grouped matrix products): batch-mates then change each other's last bits.
+        is_uneven: whether the last elements of its result have other bits than they would have
+            further in front.
         overwrites: the values that lay in the memory that it wrote to.
         name: of the kernel.
     """
@@ -88,6 +91,7 @@ class Operation(NamedTuple):
     writes: tuple[int, ...]
     is_random: bool
     mixes: bool
+    is_uneven: bool
     overwrites: tuple[int, ...]
     name: str
 
@@ -143,3 +147,10 @@ class Graph:
     def is_inside(self, call: int, outer: int) -> bool:
         """Whether a call is another one, or was made inside of it."""
         return outer <= call < self.calls[outer].end
+
+    def around(self, call: int) -> Iterator[int]:
+        """The call and those that it was made in, from the inside out."""
+        at: int | None = call
+        while at is not None:
+            yield at
+            at = self.calls[at].parent

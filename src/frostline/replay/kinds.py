@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from frostline.replay.content import FORMAT, digest_of, kernel_settings, machine
-from frostline.replay.cut import Cut, Exclusions, find_cut
+from frostline.replay.cut import Cut, find_cut
 from frostline.replay.graph import Graph, Place
+from frostline.replay.liveness import Exclusions
 from frostline.replay.nest import open_nest
 from frostline.replay.plan import NotPerSample, Plan
 from frostline.replay.regroup import Recorded
 from frostline.replay.runner import TopLevel
 from frostline.replay.store import Store
-from frostline.replay.watch import State, Weights, look
+from frostline.replay.watch import Mark, Setting, State, Weights, look
 
 ROUNDS = 32
 """Cuts that are tried for one kind of pass before it is given up."""
@@ -37,6 +38,8 @@ class Kind:
         known: samples that were recorded.
         groupings: batches that were recorded.
         has_output_proof: whether a replayed pass gave the output of a computed one.
+        paths: positions of tensor arguments → paths of the loader's fields that they are.
+        remembered: samples → their digests at the planned calls.
         replayed: passes replayed so far.
         strays: replays that had to be given up halfway.
     """
@@ -50,6 +53,8 @@ class Kind:
     known: set[int] = field(default_factory=set)
     groupings: set[tuple[int, ...]] = field(default_factory=set)
     has_output_proof: bool = False
+    paths: dict[int, str] = field(default_factory=dict)
+    remembered: dict[int, list[bytes]] = field(default_factory=dict)
     replayed: int = 0
     strays: int = 0
 
@@ -57,6 +62,26 @@ class Kind:
     def refused(self) -> Mapping[Place, str]:
         """Frozen calls that are made every time → why."""
         return find_cut(self.graph, self.exclusions).refused
+
+    def remember(self, ids: tuple[int, ...], keys: Mapping[int, list[bytes]]) -> None:
+        """Note under which digests a pass's samples are kept, to find them without their inputs."""
+        if self.plan is not None and len(keys) == len(self.plan.stations):
+            columns = [keys[order] for order in range(len(keys))]
+            for place, name in enumerate(ids):
+                self.remembered[name] = [column[place] for column in columns]
+
+    def needed_paths(self) -> frozenset[str]:
+        """Fields of the loader that have to be there in a replay."""
+        if self.plan is None:
+            return frozenset(self.paths.values())
+        needed = self.plan.cut.needed_inputs
+        return frozenset(path for position, path in self.paths.items() if needed[position])
+
+    def forget_records(self) -> None:
+        """What was recorded is of another cut."""
+        self.known.clear()
+        self.groupings.clear()
+        self.remembered.clear()
 
     def give_up(self, why: str | None) -> None:
         """Replay passes of this kind no more."""
@@ -103,6 +128,30 @@ def plan_kind(kind: Kind, call: TopLevel, samples: int, store: Store) -> None:
         kind.plan = plan
         return
     kind.why = kind.why or "no cut was found that holds"
+
+
+def refuse_counting(kind: Kind, setting: Setting) -> bool:
+    """Refuse planned calls that change an attribute of theirs each time; whether there are any.
+
+    A tensor that is set and never used, such as a state for generation, is not minded.
+    """
+    planned = [] if kind.plan is None else [s.planned.call.module for s in kind.plan.stations]
+    owners = {id(below): below for module in planned for below in module.modules()}
+    if setting.owner not in owners:
+        return False
+    if isinstance(setting.value, Mark) and not _is_read(kind.graph, owners[setting.owner], setting):
+        return False
+    for call in kind.graph.calls:
+        if id(call.module) == setting.owner:
+            call.effect = f"its attribute {setting.name!r} changes every time it runs"
+    return True
+
+
+def _is_read(graph: Graph, owner: nn.Module, setting: Setting) -> bool:
+    places = [call.place.name for call in graph.calls if call.module is owner]
+    names = {f"{name}.{setting.name}" if name else setting.name for name in places}
+    values = {value for value, name in graph.names.items() if name in names}
+    return any(value in values for operation in graph.operations for value in operation.reads)
 
 
 def key_of(call: TopLevel, state: State, ignored: set[tuple[int, str]]) -> Any:

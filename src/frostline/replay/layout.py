@@ -54,7 +54,8 @@ class Layout:
     def candidates(self) -> list[Layout]:
         """Every way in which the tensor could be cut, the likeliest first.
 
-        >>> [layout.batch_dim for layout in Layout.of(torch.ones(6, 3), samples=3, varies=True).candidates()]
+        >>> layout = Layout.of(torch.ones(6, 3), samples=3, varies=True)
+        >>> [way.batch_dim for way in layout.candidates()]
         [1, 0, 0]
         """
         sizes = self.shape
@@ -84,7 +85,9 @@ class Layout:
         """The tensor again, in memory of its own with the recorded strides."""
         flat = records.contiguous().view(-1)
         if flat.numel() == 0:
-            return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)
+            return torch.empty_strided(
+                self.shape, self.strides, dtype=self.dtype, device=self.device
+            )
         values = flat.view(self.dtype)
         dim = self.batch_dim
         if dim is None or self.samples == 1:
@@ -115,7 +118,7 @@ class Layout:
         if inner == 1:
             return moved
         if self.inner_first:
-            return moved.unflatten(0, (inner, self.samples)).transpose(0, 1)
+            return moved.reshape(inner, self.samples, *moved.shape[1:]).transpose(0, 1)
         return moved
 
     def _laid(self, tensor: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ class IndexedLoader:
         skip: asked in the main process with the ids of a batch when its indices are drawn; with
             workers that is several batches ahead. Where it says True, neither data set nor
             collate function is called and the batch is None.
+        first_epoch: how many iterations over the data set were begun before, by other loaders.
 
     Attributes:
         cannot_skip: why ``skip`` is never asked; None if it is.
@@ -81,6 +82,7 @@ class IndexedLoader:
         *,
         views: int | None = None,
         skip: Skip | None = None,
+        first_epoch: int = 0,
     ) -> None:
         _refuse(loader)
         self.loader = loader
@@ -89,11 +91,12 @@ class IndexedLoader:
         self._dataset = RequestedDataset(loader.dataset, self._views)
         self._collate = RequestedCollate(loader.collate_fn)
         self._handover = Handover()
-        requests = RequestSampler(
+        self._requests = requests = RequestSampler(
             loader.batch_sampler,  # type: ignore[arg-type]
             views=self._views,
             skip=skip if self.cannot_skip is None else None,
         )
+        requests.epoch = first_epoch - 1
         # A copy of the same class, so that a subclass keeps what it does. Past __setattr__,
         # which forbids to change these; and workers already running belong to the original.
         self._copy = copy.copy(loader)
@@ -107,6 +110,11 @@ class IndexedLoader:
 
     def __len__(self) -> int:
         return len(self.loader)
+
+    @property
+    def next_epoch(self) -> int:
+        """How many iterations have been begun."""
+        return self._requests.epoch + 1
 
     def __iter__(self) -> Iterator[LoadedBatch]:
         self._handover.waiting.clear()

@@ -43,9 +43,7 @@ class Memory:
         """Whether the memory has been seen."""
         return address_of(tensor) in self._current
 
-    def value_of(
-        self, tensor: Tensor, *, is_input: bool = False, is_constant: bool = False
-    ) -> int:
+    def value_of(self, tensor: Tensor, *, is_input: bool = False, is_constant: bool = False) -> int:
         """The value that lies in the tensor's memory now; new memory is a value from elsewhere."""
         value = self._current.get(address_of(tensor))
         if value is None:
@@ -78,7 +76,9 @@ class Memory:
         outer = self._written[-1] if self._written else self._originals
         for name, kept in written.items():
             outer.setdefault(name, kept)
-        return [name for name, (tensor, content) in written.items() if not same_bits(tensor, content)]
+        return [
+            name for name, (tensor, content) in written.items() if not same_bits(tensor, content)
+        ]
 
     def restore(self) -> bool:
         """Give the model's tensors the content that they had; whether any had been written to."""
@@ -99,7 +99,7 @@ class Memory:
 def address_of(tensor: Tensor) -> int:
     """What tells a tensor's memory apart from any other's while it is held."""
     try:
-        return tensor.untyped_storage()._cdata
+        return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):  # sparse and other opaque layouts
         return id(tensor)
 
@@ -107,6 +107,6 @@ def address_of(tensor: Tensor) -> int:
 def _weakly(tensor: Tensor) -> object:
     """Keeps the address from being used again, without keeping the content."""
     try:
-        return StorageWeakRef(tensor.untyped_storage())
+        return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
     except (NotImplementedError, RuntimeError):
         return tensor

@@ -29,7 +29,7 @@ class Nest(NamedTuple):
 
     Attributes:
         tensors: its tensors, in a fixed order.
-        form: all the rest as one hashable value: containers, keys, constants, other objects' classes.
+        form: all the rest as one hashable value: containers, keys, constants, objects' classes.
         opaque: objects that can't be built anew.
     """
 
@@ -76,9 +76,7 @@ def open_nest(value: Any, *, into_objects: bool = False) -> Nest:
     return Nest(tensors, (form,), opaque)
 
 
-def rebuild(
-    value: Any, tensors: Iterable[Any], objects: Callable[[Any], Any] | None = None
-) -> Any:
+def rebuild(value: Any, tensors: Iterable[Any], objects: Callable[[Any], Any] | None = None) -> Any:
     """The same structure with other tensors, in the order of :func:`open_nest`.
 
     Args:
@@ -142,7 +140,9 @@ def _with_fields(value: Any, change: Callable[[Any], Any]) -> Any:
 
 def _items(value: Any) -> Iterable[tuple[Any, Any]] | None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [(field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value)]
+        return [
+            (field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value)
+        ]
     if isinstance(value, Mapping):
         return value.items()
     if isinstance(value, tuple | list):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,16 +11,22 @@ from torch import nn
 
 from frostline.errors import ReplayError
 from frostline.proof.traceless import Snapshot
+from frostline.replay.audits import Audits
 from frostline.replay.catcher import Catcher
-from frostline.replay.frame import Irregular
-from frostline.replay.kinds import ROUNDS, Kind, key_of, plan_kind, trace_kind
+from frostline.replay.evict import Eviction, tensors_elsewhere
+from frostline.replay.frame import Frame, Irregular
+from frostline.replay.kinds import Kind, key_of, plan_kind, trace_kind
+from frostline.replay.own_changes import OwnChanges
 from frostline.replay.plan import Plan
-from frostline.replay.regroup import Recorded, compare, judge_output, mixed, prove
+from frostline.replay.proving import prove_by_mixtures
+from frostline.replay.readiness import Readiness
+from frostline.replay.regroup import Recorded, compare, judge_output
 from frostline.replay.runner import TopLevel, run_frame, try_frame
+from frostline.replay.skipping import Fields, poisoned_positions
 from frostline.replay.stand_in import Forward
 from frostline.replay.store import Store
 from frostline.replay.suitable import unsuitable
-from frostline.replay.watch import State, Watch, changed_settings
+from frostline.replay.watch import State, Watch
 
 _CHANGED_BATCHES = 8
 """Batches of known samples with other contents, one after another, that mean augmentation."""
@@ -42,12 +47,12 @@ class Passes:
     def __init__(self, model: nn.Module, store: Store, *, audit: float, rounding: bool) -> None:
         self._model = model
         self._store = store
-        self._audit = audit
+        self._audits = Audits(audit)
+        self._readiness = Readiness(self._audits)
+        self._own_changes = OwnChanges()
         self._rounding = rounding
         self._catcher = Catcher(model, self)
         self._watch = Watch(model)
-        # Of its own, so that the loop's random numbers are the same with and without replay.
-        self._random = random.Random(0)
         self.counts: Counter[str] = Counter()
         self._kinds: dict[Any, Kind] = {}
         self._tensors: tuple[Any, ...] | None = None
@@ -57,9 +62,10 @@ class Passes:
         self._last_of_size: dict[int, tuple[int, ...]] = {}
         self._round: set[int] = set()
         self._changed = 0
-        self._ignored: set[tuple[int, str]] = set()
-        self._own_changes: Counter[tuple[int, str]] = Counter()
         self._moved: Counter[str] = Counter()
+        self._fields = Fields()
+        self._earlier: list[Kind] = []
+        self._eviction: Eviction | None = None
 
     # What others ask.
 
@@ -94,12 +100,35 @@ class Passes:
     def _plans(self) -> list[Plan]:
         return [kind.plan for kind in self._kinds.values() if kind.plan is not None]
 
+    @property
+    def unneeded_fields(self) -> frozenset[str]:
+        """Fields of the loader that only replayed calls would use."""
+        return self._readiness.unneeded_fields
+
+    def needs_no_inputs(self, ids: tuple[int, ...]) -> bool:
+        """Whether a batch can be replayed without its unneeded fields; now and then one is not."""
+        is_usual = self._given_up is None and len(ids) == self._size
+        return is_usual and self._readiness.is_ready(ids)
+
+    def evict(self) -> None:
+        """Take the tensors of replayed modules out of memory until they are needed."""
+        plans = [plan for plan in self._plans() if plan.proofs]
+        if plans and self._eviction is None:
+            glue = frozenset().union(*(plan.cut.glue_tensors for plan in plans))
+            modules = [module for plan in plans for module in plan.modules]
+            self._eviction = Eviction(modules, tensors_elsewhere(self._model, modules, glue))
+
+    def flush(self) -> None:
+        """Let other processes see what was recorded."""
+        self._store.flush()
+
     # One batch, and one call.
 
     @contextmanager
-    def batch(self, ids: tuple[int, ...]) -> Iterator[None]:
+    def batch(self, ids: tuple[int, ...], fields: Fields | None = None) -> Iterator[None]:
         """Take top-level calls to be made for these samples while this is open."""
         self._ids = ids
+        self._fields = fields or Fields()
         if not self._round.isdisjoint(ids):
             self._round.clear()
             self._check_weights()
@@ -109,8 +138,9 @@ class Passes:
             with self._catcher.open(names):
                 yield
         finally:
+            self._readiness.end_batch(is_usual=len(ids) == self._size)
             self._last_of_size[len(ids)] = ids
-            self._ids = ()
+            self._ids, self._fields = (), Fields()
 
     def call(self, name: str, module: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
         """Make one top-level call, or stand in for as much of it as can be."""
@@ -120,8 +150,11 @@ class Passes:
         state = self._watch.look()
         if state.tensors != self._tensors:
             self._start_anew(state)
+        lacks = self._fields.is_poisoned and bool(poisoned_positions(call))
         if self._given_up is not None or not self._is_regular_size():
-            return self._plainly(call)
+            return self._plainly(self._filled(call) if lacks else call)
+        if lacks:
+            return self._by_name(call, state)
         kind = self._kind_of(call, state)
         if kind is None or kind.plan is None or self._has_other_weights(kind):
             return self._plainly(call)
@@ -129,11 +162,44 @@ class Passes:
         self._settle(kind, call, state)
         return output
 
+    def _by_name(self, call: TopLevel, state: State) -> Any:
+        """Replay a pass whose inputs were not loaded; if that fails, load them after all."""
+        kind = self._kinds.get(key_of(call, state, self._own_changes.ignored))
+        is_known = kind is not None and all(name in kind.remembered for name in self._ids)
+        if kind is None or kind.plan is None or not is_known or self._has_other_weights(kind):
+            return self._plainly(self._filled(call))
+        self._readiness.note(kind)
+        remembered = list(zip(*(kind.remembered[name] for name in self._ids), strict=True))
+        before = Snapshot(self._model, parameters=False) if kind.plan.is_risky else None
+        try:
+            output, _ = run_frame(
+                kind.plan, call, self._ids, "replay", self._catcher, remembered=remembered
+            )
+        except Irregular as irregular:
+            if before is not None:
+                before.restore()
+            self._stray(kind, irregular.why)
+            return self._plainly(self._filled(call))
+        self._count_replay(kind)
+        self._settle(kind, call, state)
+        return output
+
+    def _filled(self, call: TopLevel) -> TopLevel:
+        paths = {p: path for kind in self._kinds.values() for p, path in kind.paths.items()}
+        return self._fields.with_content(call, paths)
+
     def _start_anew(self, state: State) -> None:
         """What trains has changed, or a tensor was replaced: other cuts, other values."""
+        kinds = list(self._kinds.values())
+        froze_more = self._tensors is not None and _froze_more(self._tensors, state.tensors)
+        self._earlier = [kind for kind in kinds if kind.plan is not None] if froze_more else []
         self._tensors = state.tensors
         self._kinds.clear()
+        self._readiness.forget()
         self._changed = 0
+        if self._eviction is not None:
+            self._eviction.bring_back()
+            self._eviction = None
         self._given_up = unsuitable(self._model)
 
     def _is_regular_size(self) -> bool:
@@ -152,9 +218,10 @@ class Passes:
         return call.run()
 
     def _kind_of(self, call: TopLevel, state: State) -> Kind | None:
-        key = key_of(call, state, self._ignored)
+        key = key_of(call, state, self._own_changes.ignored)
         kind = self._kinds.get(key)
         if kind is not None:
+            self._readiness.note(kind)
             return kind
         if len(set(map(id, self._kinds.values()))) >= _KINDS_OF_PASS:
             if not self.counts["replayed"]:
@@ -164,35 +231,22 @@ class Passes:
                 )
             return None
         kind = self._kinds[key] = trace_kind(call, rounding=self._rounding)
+        kind.paths = self._fields.paths_of(call)
         plan_kind(kind, call, len(self._ids), self._store)
+        self._readiness.note(kind)
         return kind
 
     def _settle(self, kind: Kind, call: TopLevel, before: State) -> None:
-        """A pass may set plain attributes of its modules: once, as it caches something, or always."""
+        """See which plain attributes the pass itself has set."""
         after = self._watch.look()
         if after.settings == before.settings or after.tensors != before.tensors:
             return
-        for setting in changed_settings(before, after):
-            name = setting.owner, setting.name
-            self._own_changes[name] += 1
-            if self._own_changes[name] > 1 and not self._refuse_counting(kind, call, setting):
-                self._ignored.add(name)
-        for state in (before, after):
-            self._kinds[key_of(call, state, self._ignored)] = kind
-
-    def _refuse_counting(self, kind: Kind, call: TopLevel, setting: Any) -> bool:
-        """Whether a planned call changes its own attribute each time; then it is made each time."""
-        for station in kind.plan.stations if kind.plan is not None else ():
-            if any(id(module) == setting.owner for module in station.planned.call.module.modules()):
-                why = f"its attribute {setting.name!r} changes every time it runs"
-                for index, inner in enumerate(kind.graph.calls):
-                    if id(inner.module) == setting.owner:
-                        inner.effect = why
-                plan_kind(kind, call, len(self._ids), self._store)
-                kind.known.clear()
-                kind.groupings.clear()
-                return True
-        return False
+        is_alike, is_refused = self._own_changes.note(kind, before, after)
+        if is_refused:
+            plan_kind(kind, call, len(self._ids), self._store)
+            kind.forget_records()
+        for state in (before, after) if is_alike else (before,):
+            self._kinds[key_of(call, state, self._own_changes.ignored)] = kind
 
     # Weights.
 
@@ -224,41 +278,47 @@ class Passes:
     def _with_plan(self, kind: Kind, plan: Plan, call: TopLevel) -> Any:
         is_known = kind.known.issuperset(self._ids)
         is_proven = plan.proofs > 0 or (kind.has_output_proof and self._ids in kind.groupings)
-        if is_known and (not is_proven or self._is_due(kind)):
+        is_due = self._readiness.is_to_be_audited(self._ids)
+        is_due = is_due or self._audits.is_due(kind.replayed + 1)
+        if is_known and (is_due or not is_proven):
             return self._compared(kind, plan, call)
         if not is_proven:
             return self._recorded(kind, plan, call)
         return self._replayed(kind, plan, call)
 
-    def _is_due(self, kind: Kind) -> bool:
-        """Whether the next replay is to be compared: the 1st, 8th, 64th …, and a share of all."""
-        number = kind.replayed + 1
-        while number % 8 == 0:
-            number //= 8
-        return number == 1 or (self._audit > 0 and self._random.random() < self._audit)
-
-    def _recorded(
-        self, kind: Kind, plan: Plan, call: TopLevel, *, is_changed: bool = False
-    ) -> Any:
+    def _recorded(self, kind: Kind, plan: Plan, call: TopLevel, *, is_changed: bool = False) -> Any:
         batch = Recorded(call.kept(), self._ids) if plan.proofs == 0 else None
-        output, frame = run_frame(plan, call, self._ids, "record", self._catcher)
+        output, frame = run_frame(
+            plan, call, self._ids, "record", self._catcher, earlier=self._earlier_plan(call)
+        )
         frame.commit()
-        self._note(kind, frame.irregular)
+        self._note(kind, frame)
         if batch is not None and frame.irregular is None:
             kind.recent.append(batch)
             if len(kind.recent) == 2:
-                self._try_mixture(kind)
+                prove_by_mixtures(kind, len(self._ids), self._store, self._catcher)
+                kind.recent = kind.recent[1:]
         self._notice_change(is_changed)
         return output
 
-    def _note(self, kind: Kind, irregular: str | None) -> None:
-        if irregular is None:
+    def _earlier_plan(self, call: TopLevel) -> Plan | None:
+        """A cut from before more was frozen: what it kept need not be computed again."""
+        for kind in self._earlier:
+            plan = kind.plan
+            is_of_it = kind.graph.calls[0].place.name == call.name if kind.graph.calls else False
+            if plan is not None and plan.proofs and is_of_it and plan.samples == len(self._ids):
+                return plan
+        return None
+
+    def _note(self, kind: Kind, frame: Frame) -> None:
+        if frame.irregular is None:
+            kind.remember(self._ids, frame.keys)
             self.counts["recorded"] += 1
             kind.known.update(self._ids)
             kind.groupings.add(self._ids)
         else:
             self.counts["plain"] += 1
-            self._stray(kind, irregular)
+            self._stray(kind, frame.irregular)
 
     def _stray(self, kind: Kind, why: str) -> None:
         kind.strays += 1
@@ -274,32 +334,6 @@ class Passes:
                 " with views=K, or augment behind the frozen part"
             )
 
-    def _try_mixture(self, kind: Kind) -> None:
-        """Prove that values do not depend on the batch around them; cut anew until they don't."""
-        for _ in range(ROUNDS):
-            batch = mixed(*kind.recent)
-            if kind.plan is None or batch is None:
-                break
-            try:
-                verdict = prove(kind.plan, batch, kind.exclusions, self._catcher)
-            except Exception:
-                break  # a mixture need not be a valid batch; then the first replay is compared
-            if verdict.holds:
-                kind.plan.proofs += 1
-                break
-            if not verdict.exclusions:
-                kind.give_up(verdict.why)
-                break
-            plan_kind(kind, batch.call, len(self._ids), self._store)
-            self._record_again(kind)
-        kind.recent = kind.recent[1:]
-
-    def _record_again(self, kind: Kind) -> None:
-        for recorded in kind.recent if kind.plan is not None else ():
-            assert kind.plan is not None
-            _, frame = try_frame(kind.plan, recorded.call, recorded.ids, "record", self._catcher)
-            frame.commit()
-
     def _replayed(self, kind: Kind, plan: Plan, call: TopLevel) -> Any:
         before = Snapshot(self._model, parameters=False) if plan.is_risky else None
         was_known = kind.known.issuperset(self._ids)
@@ -312,9 +346,10 @@ class Passes:
             return self._plainly(call)
         frame.commit()
         if frame.mode == "record":
-            self._note(kind, frame.irregular)
+            self._note(kind, frame)
             self._notice_change(was_known)
         else:
+            kind.remember(self._ids, frame.keys)
             self._count_replay(kind)
         return output
 
@@ -331,7 +366,7 @@ class Passes:
             return self._recorded(kind, plan, call, is_changed=True)
         output, frame = run_frame(plan, call, self._ids, "capture", self._catcher)
         if frame.irregular is not None:
-            self._note(kind, frame.irregular)
+            self._note(kind, frame)
             return output
         self.counts["compared"] += 1
         differing = compare(plan, frame.seen, kind.exclusions)
@@ -352,5 +387,13 @@ class Passes:
             kind.give_up(verdict.why)
         else:
             plan_kind(kind, call, len(self._ids), self._store)
-            kind.known.clear()
+            kind.forget_records()
         return output
+
+
+def _froze_more(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
+    """Whether the tensors are the same, and what did not train before does not train now."""
+    return len(before) == len(after) and all(
+        old == new or (old[0] == new[0] and old[1] and not new[1])
+        for old, new in zip(before, after, strict=True)
+    )

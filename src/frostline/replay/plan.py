@@ -1,4 +1,4 @@
-"""A cut made ready to run: where each planned call stands, what is kept of it, and in which form."""
+"""A cut made ready to run: where each planned call stands, what is kept of it, in which form."""
 
 from __future__ import annotations
 
@@ -89,7 +89,9 @@ class Station:
             for position in positions if records is not None else ():
                 layout = self.layouts[position]
                 assert records is not None
-                made[position] = layout.from_records(records[:, start : start + layout.record_bytes])
+                made[position] = layout.from_records(
+                    records[:, start : start + layout.record_bytes]
+                )
                 start += layout.record_bytes
         return made
 
@@ -129,9 +131,7 @@ class Plan:
     _by_place: dict[Place, Station | None] = field(default_factory=dict)
 
     @staticmethod
-    def of(
-        graph: Graph, cut: Cut, *, samples: int, key: bytes, layouts: Mapping[int, int]
-    ) -> Plan:
+    def of(graph: Graph, cut: Cut, *, samples: int, key: bytes, layouts: Mapping[int, int]) -> Plan:
         """Make a cut ready; raises NotPerSample if a kept tensor can't be cut into samples."""
         stations = [
             _station(order, planned, samples, layouts.get(planned.index, 0))
@@ -153,6 +153,16 @@ class Plan:
             KeyError: the traced pass had no such call.
         """
         return self._by_place[place]
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The modules that a replay does not call."""
+        return [station.planned.call.module for station in self.stations]
+
+    @property
+    def last_kept(self) -> int:
+        """The rank of the last station of which something is kept."""
+        return max(station.order for station in self.stations if station.planned.is_kept)
 
     @property
     def has_blind_sources(self) -> bool:

@@ -53,6 +53,9 @@ class Replayer:
         rounding: whether parts whose last bits depend on the rest of the batch (mixtures of
             experts, small heads) may be replayed; :attr:`exact` is False then.
 
+    Attributes:
+        passes: decides for each pass; for :func:`frostline.replay` and integrations.
+
     Raises:
         ReplayError: (a RuntimeError) ``audit`` is no share, or the store can't be opened.
 
@@ -84,35 +87,35 @@ class Replayer:
             raise ReplayError(f"audit is a share from 0 to 1, got {audit}")
         self._model = model
         self._store = open_store(store, budget)
-        self._passes = Passes(model, self._store, audit=audit, rounding=rounding)
+        self.passes = Passes(model, self._store, audit=audit, rounding=rounding)
         self._is_open = False
 
     @property
     def declined(self) -> str | None:
         """Why nothing is replayed, and what to do; None while all is well."""
-        return self._passes.declined
+        return self.passes.declined
 
     @property
     def refused(self) -> Mapping[str, str]:
         """Frozen calls that are made every time, by place → why."""
-        return self._passes.refused
+        return self.passes.refused
 
     @property
     def exact(self) -> bool:
         """Whether all that was replayed has the bits that computing it would have given."""
-        return self._passes.exact
+        return self.passes.exact
 
     @property
     def stats(self) -> ReplayStats:
         """Passes recorded, replayed and computed so far; bytes kept; time left out."""
-        counts = self._passes.counts
+        counts = self.passes.counts
         return ReplayStats(
             recorded=counts["recorded"],
             replayed=counts["replayed"],
             plain=counts["plain"],
             compared=counts["compared"],
             bytes=self._store.nbytes,
-            skipped_share=self._passes.skipped_share,
+            skipped_share=self.passes.skipped_share,
         )
 
     @contextmanager
@@ -135,7 +138,7 @@ class Replayer:
             return
         self._is_open = True
         try:
-            with self._passes.batch(names):
+            with self.passes.batch(names):
                 yield self
         finally:
             self._is_open = False

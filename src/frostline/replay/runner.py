@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from frostline.proof.traceless import no_traces, same_bits
 from frostline.replay.catcher import Catcher
 from frostline.replay.content import chained, digest_of, sample_digests
-from frostline.replay.frame import Frame, Mode
+from frostline.replay.frame import Enough, Frame, Mode
 from frostline.replay.graph import Graph
 from frostline.replay.nest import open_nest, rebuild
 from frostline.replay.plan import Plan
 from frostline.replay.stand_in import Forward
 from frostline.replay.trace import trace
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,19 +84,39 @@ def start_digests(plan: Plan, call: TopLevel, ids: tuple[int, ...]) -> list[byte
 
 
 def run_frame(
-    plan: Plan, call: TopLevel, ids: tuple[int, ...], mode: Mode, catcher: Catcher
+    plan: Plan,
+    call: TopLevel,
+    ids: tuple[int, ...],
+    mode: Mode,
+    catcher: Catcher,
+    *,
+    remembered: Sequence[Sequence[bytes]] | None = None,
+    earlier: Plan | None = None,
 ) -> tuple[Any, Frame]:
     """Make a call with a frame at the planned calls.
+
+    Args:
+        plan: the cut.
+        call: the call.
+        ids: the samples.
+        mode: as :class:`Frame` has it.
+        catcher: catches the calls of planned modules.
+        remembered: as :class:`Frame` has it.
+        earlier: a cut further in front, from whose records what has to be computed is computed.
 
     Raises:
         Irregular: the pass went another way than the traced one while it was replayed.
     """
-    frame = Frame(plan, start_digests(plan, call, ids), mode)
-    catcher.cover(plan.names)
+    inner = Frame(earlier, start_digests(earlier, call, ids)) if earlier is not None else None
+    digests = start_digests(plan, call, ids) if remembered is None else [b""] * len(ids)
+    frame = Frame(plan, digests, mode, remembered=remembered, inner=inner)
+    catcher.cover(plan.names if earlier is None else plan.names | earlier.names)
     catcher.direct(frame)
     try:
         output = frame.call(call.name, call.module, call.forward, call.args, call.kwargs)
         frame.finish(output)
+    except Enough:
+        return None, frame
     finally:
         catcher.direct(None)
     if frame.replayed and plan.cut.hides:
@@ -159,7 +181,7 @@ def same_output(one: Any, other: Any, *, rounding: bool) -> bool:
     )
 
 
-def _for_trial(model: nn.Module, run: Callable[[], Any], *, parameters: bool) -> Any:
+def _for_trial(model: nn.Module, run: Callable[[], _T], *, parameters: bool) -> _T:
     # In a copy of the context: what models keep in context variables is restored, too.
     with no_traces(model, parameters=parameters):
         return contextvars.copy_context().run(run)

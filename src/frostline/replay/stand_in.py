@@ -30,6 +30,7 @@ class StandIn:
         self._forward = module.forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Have the call made."""
         return self._handle(self._name, self._module, self._forward, args, kwargs)
 
     def put_back(self) -> None:

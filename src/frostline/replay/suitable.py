@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
 from frostline.naming import walk_modules
-
 
 
 def unsuitable(model: nn.Module) -> str | None:
@@ -30,6 +31,12 @@ def unsuitable(model: nn.Module) -> str | None:
                 f"{where} is wrapped in {type(module).__name__}, which moves or copies its modules."
                 " Replay the bare model"
             )
+        for key, value in vars(module).items():
+            if isinstance(value, Iterator):
+                return (
+                    f"{where} reads from an iterator ({key!r}), which the trial passes of replay"
+                    " would move on. Give it what it reads as an input"
+                )
     if not any(p.requires_grad for p in model.parameters()):
         return "nothing in the model trains: freeze only a part of it"
     if all(p.requires_grad for p in model.parameters()):

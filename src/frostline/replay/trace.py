@@ -8,6 +8,7 @@ is avoided on purpose: kernels are chosen by whether one is active (the fast pat
 
 from __future__ import annotations
 
+import pickle
 import random
 import time
 from collections import Counter
@@ -28,6 +29,7 @@ from frostline.replay.layout import Layout
 from frostline.replay.memory import Memory
 from frostline.replay.nest import can_be_rebuilt, open_nest, rebuild
 from frostline.replay.stand_in import Forward, StandIns, called_modules
+from frostline.replay.tails import differs_at_the_end
 
 _LEAVES_TENSORS = ("tolist", "numpy", "__array__", "__dlpack__")
 _GROUPS_ROWS = frozenset({"_grouped_mm", "_scaled_grouped_mm", "histc", "bincount"})
@@ -141,10 +143,9 @@ class _Tracer:
         for tensor in _written(func, args, kwargs):
             self._memory.about_to_write(tensor)
 
-    def operation(
-        self, func: Any, args: Any, kwargs: Any, results: list[Tensor], is_random: bool
-    ) -> None:
+    def operation(self, func: Any, args: Any, kwargs: Any, result: Any, is_random: bool) -> None:
         """Note one operation that has run."""
+        results = open_nest(result).tensors
         memory = self._memory
         name = func._schema.name.removeprefix("aten::")
         sources = open_nest((args, kwargs)).tensors
@@ -170,6 +171,7 @@ class _Tracer:
                     writes=tuple(writes),
                     is_random=is_random,
                     mixes=_mixes(func, name, args),
+                    is_uneven=differs_at_the_end(func, args, kwargs, result),
                     overwrites=overwrites,
                     name=name,
                 )
@@ -182,16 +184,14 @@ class _Tracer:
         self.graph.escapes.append(Escape(call, value, how, len(self.graph.operations)))
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Shows a tracer every operation."""
 
     def __init__(self, tracer: _Tracer) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._tracer = tracer
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         # The tag also marks attention at dropout 0: only a generator that moved is randomness.
         may_draw = torch.Tag.nondeterministic_seeded in func.tags
@@ -202,7 +202,7 @@ class _Operations(TorchDispatchMode):
             torch.equal(old, new)
             for old, new in zip(before, _torch_randomness((args, kwargs)), strict=True)
         )
-        self._tracer.operation(func, args, kwargs, open_nest(result).tensors, is_random)
+        self._tracer.operation(func, args, kwargs, result, is_random)
         return result
 
 
@@ -260,8 +260,7 @@ def _position(tensor: Tensor, given: list[Tensor]) -> int | None:
 
 
 def _python_randomness() -> tuple[Any, ...]:
-    kind, keys, *rest = np.random.get_state()
-    return random.getstate(), kind, keys.tobytes(), rest  # type: ignore[union-attr]
+    return random.getstate(), pickle.dumps(np.random.get_state())
 
 
 def _torch_randomness(given: Any) -> list[Tensor]:

@@ -27,6 +27,13 @@ class Setting(NamedTuple):
     value: Any
 
 
+class Mark(NamedTuple):
+    """Tells tensors in plain attributes apart."""
+
+    identity: int
+    version: int
+
+
 class State(NamedTuple):
     """A model at one moment; equal states take the same way through the same code.
 
@@ -79,7 +86,7 @@ def look(model: nn.Module) -> State:
             if kind in _PLAIN:
                 settings.append(Setting(owner, key, value))
             elif isinstance(value, Tensor):
-                settings.append(Setting(owner, key, (id(value), value._version)))
+                settings.append(Setting(owner, key, Mark(id(value), value._version)))
             elif kind in _COLLECTIONS:
                 settings.append(Setting(owner, key, _frozen(value)))
             elif id(value) not in seen and not isinstance(value, nn.Module):
@@ -99,7 +106,9 @@ def _frozen(value: Any) -> Any:
     if type(value) is dict:
         items = list(value.items())
     else:
-        items = list(enumerate(value)) if isinstance(value, list | tuple) else [(0, v) for v in value]
+        items = (
+            list(enumerate(value)) if isinstance(value, list | tuple) else [(0, v) for v in value]
+        )
     return len(items), tuple(
         (repr(k), v) if type(v) in _PLAIN else (repr(k), id(v)) for k, v in items[:_FEW]
     )
