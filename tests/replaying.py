@@ -187,7 +187,11 @@ def both(
 ) -> Run:
     """Run without and with replay, see that they agree, and give the replayed one."""
     plain = run(
-        make_model, make_loader, loop, replayed=False, optimizer=options.get("optimizer", torch.optim.AdamW)
+        make_model,
+        make_loader,
+        loop,
+        replayed=False,
+        optimizer=options.get("optimizer", torch.optim.AdamW),
     )
     replayed = run(make_model, make_loader, loop, replayed=True, **options)
     assert_same(plain, replayed)

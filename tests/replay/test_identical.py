@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 import frostline as fl
-from replaying import CLASSES, HEAD, LAST_TWO, Net, Pairs, both, freeze, net, steps
+from replaying import CLASSES, HEAD, LAST_TWO, Net, Pairs, both, cross_entropy, freeze, net, steps
 
 # Transformers' models, small: name → maker, and what trains for the head alone and the last two
 # blocks.
@@ -78,18 +78,26 @@ def _gpt2(*, is_tied: bool) -> Callable[[], nn.Module]:
 
 _MODELS: dict[str, tuple[Callable[[], nn.Module], str, dict[str, str | tuple[str, ...]]]] = {
     "vit": (_vit, "pixels", {"head": "classifier", "two": ("layers.2", "layers.3", "classifier")}),
-    "resnet": (_resnet, "pixels", {"head": "classifier", "two": ("stages.2", "stages.3", "classifier")}),
+    "resnet": (
+        _resnet,
+        "pixels",
+        {"head": "classifier", "two": ("stages.2", "stages.3", "classifier")},
+    ),
     "bert": (
         _bert,
         "words",
         {"head": ("classifier", "pooler"), "two": ("layer.2", "layer.3", "pooler", "classifier")},
     ),
-    "gpt2": (_gpt2(is_tied=False), "text", {"head": "lm_head", "two": ("h.2", "h.3", "ln_f", "lm_head")}),
+    "gpt2": (
+        _gpt2(is_tied=False),
+        "text",
+        {"head": "lm_head", "two": ("h.2", "h.3", "ln_f", "lm_head")},
+    ),
     "gpt2-tied": (_gpt2(is_tied=True), "text", {"head": "ln_f", "two": ("h.2", "h.3", "ln_f")}),
 }
 
 
-class Words(torch.utils.data.Dataset):
+class _Fields(torch.utils.data.Dataset):
     """Fields of one kind, as a tokenizer or an image processor gives them."""
 
     def __init__(self, kind: str, size: int = 28) -> None:
@@ -131,9 +139,7 @@ _RUNS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("how", _RUNS)
 @pytest.mark.parametrize("cut", ["head", "two"])
 @pytest.mark.parametrize("name", _MODELS)
-def test_transformers_train_to_the_same_bits(
-    name: str, cut: str, how: str, tmp_path: Path
-) -> None:
+def test_transformers_train_to_the_same_bits(name: str, cut: str, how: str, tmp_path: Path) -> None:
     make, kind, cuts = _MODELS[name]
     options = dict(_RUNS[how])
     workers = options.pop("num_workers", 0)
@@ -147,7 +153,7 @@ def test_transformers_train_to_the_same_bits(
 
     done = both(
         frozen,
-        lambda: DataLoader(Words(kind), batch_size=8, shuffle=True, num_workers=workers),
+        lambda: DataLoader(_Fields(kind), batch_size=8, shuffle=True, num_workers=workers),
         _loop,
         **options,
     )
@@ -159,3 +165,87 @@ def test_transformers_train_to_the_same_bits(
     assert replayed >= 3
     assert done.replayer.exact
     assert done.replayer.stats.skipped_share > 0.1
+
+
+# How batches are made, on a small net.
+
+_LOADERS: dict[str, dict[str, Any]] = {
+    "in-order": {"batch_size": 8},
+    "shuffled": {"batch_size": 8, "shuffle": True},
+    "a-smaller-last-batch": {"batch_size": 7, "shuffle": True},
+    "the-same-smaller-last-batch": {"batch_size": 7},
+    "drop-last": {"batch_size": 7, "shuffle": True, "drop_last": True},
+    "one-sample": {"batch_size": 1, "shuffle": True},
+    "five": {"batch_size": 5, "shuffle": True},
+    "thirty-two": {"batch_size": 32, "shuffle": True},
+    "workers": {"batch_size": 8, "shuffle": True, "num_workers": 2},
+    "kept-workers": {
+        "batch_size": 8,
+        "shuffle": True,
+        "num_workers": 2,
+        "persistent_workers": True,
+    },
+    "own-generator": {"batch_size": 8, "shuffle": True, "seed": 7},
+    "with-replacement": {"batch_size": 8, "weights": True},
+}
+
+
+def _loader(
+    size: int = 40, seed: int | None = None, weights: bool = False, **options: Any
+) -> DataLoader[Any]:
+    if seed is not None:
+        options["generator"] = torch.Generator().manual_seed(seed)
+    if weights:
+        options["sampler"] = WeightedRandomSampler(torch.linspace(0.1, 2, size), size)
+    return DataLoader(Pairs(size), **options)
+
+
+@pytest.mark.parametrize("store", ["memory", "folder"])
+@pytest.mark.parametrize("trains", [HEAD, LAST_TWO], ids=["head", "two"])
+@pytest.mark.parametrize("name", _LOADERS)
+def test_any_loader(name: str, trains: str | tuple[str, ...], store: str, tmp_path: Path) -> None:
+    options = {} if store == "memory" else {"store": tmp_path}
+    done = both(
+        lambda: net(trains),
+        lambda: _loader(96 if name == "thirty-two" else 40, **_LOADERS[name]),
+        lambda *given: steps(*given, epochs=4),
+        **options,
+    )
+    assert done.replayer.declined is None
+    assert done.replayer.exact
+    recorded, replayed, plain = done.counts
+    a_last_one_differs = name == "a-smaller-last-batch"
+    assert plain == (4 if a_last_one_differs else 1 if name == "the-same-smaller-last-batch" else 0)
+    assert recorded + replayed + plain == 4 * len(
+        _loader(96 if name == "thirty-two" else 40, **_LOADERS[name])
+    )
+    assert replayed >= (recorded + replayed) / 3
+
+
+_OPTIMIZERS = {
+    "sgd": torch.optim.SGD,
+    "adamw": torch.optim.AdamW,
+    "adagrad": torch.optim.Adagrad,
+}
+
+
+@pytest.mark.parametrize("name", _OPTIMIZERS)
+def test_any_optimizer(name: str) -> None:
+    done = both(
+        lambda: net(LAST_TWO), lambda: _loader(**_LOADERS["shuffled"]), optimizer=_OPTIMIZERS[name]
+    )
+    assert done.counts == (5, 10, 0)
+
+
+@pytest.mark.parametrize("audit", [0.0, 0.5, 1.0])
+def test_audits_change_nothing(audit: float) -> None:
+    done = both(
+        lambda: net(LAST_TWO),
+        lambda: _loader(**_LOADERS["shuffled"]),
+        lambda *given: steps(*given, epochs=6),
+        audit=audit,
+    )
+    stats = done.replayer.stats
+    assert (stats.recorded, stats.replayed, stats.plain) == (5, 25, 0)
+    low, high = {0.0: (2, 2), 0.5: (6, 20), 1.0: (25, 25)}[audit]
+    assert low <= stats.compared <= high

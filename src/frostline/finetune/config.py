@@ -17,6 +17,9 @@ from frostline.errors import ConfigError
 WHAT_TO_TRAIN = ("train", "freeze", "plan")
 """The three ways to say what is trained; a job takes at most one."""
 
+REPLAY_WORDS = ("auto", "on", "off", "memory")
+"""What ``replay`` may say; anything else is a folder."""
+
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 _SHORT.maxlevel = _SHORT.maxlist = _SHORT.maxdict = 3
@@ -35,6 +38,15 @@ def _not_bool(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("Input should be a number")
     return value
+
+
+def _replay_word(value: object) -> object:
+    # YAML reads "on" and "off" as True and False.
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, str | Path) and str(value).strip():
+        return str(value)
+    raise ValueError("Input should be auto, on, off, memory or a folder")
 
 
 Selectors = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
@@ -61,6 +73,10 @@ class FinetuneConfig(BaseModel):
         batch_size: scans a step.
         seed: decides the held-out scans, the new head, order and dropout.
         out: folder in which the run's own folder is made.
+        replay: whether the frozen part is computed once a scan and replayed from then on: ``on``
+            keeps it in the cache folder, for later runs too; ``auto`` does so if reading is faster
+            here than computing, and there is room; ``memory``, or the path of a folder, keeps it
+            there; ``off`` computes all. The results are bit for bit the same.
 
     >>> FinetuneConfig(train="head").train
     ('head',)
@@ -81,6 +97,7 @@ class FinetuneConfig(BaseModel):
     batch_size: Whole = Field(default=32, ge=1)
     seed: Whole = Field(default=0, ge=0, lt=2**63)
     out: Path = Path("runs")
+    replay: Annotated[str, BeforeValidator(_replay_word)] = "auto"
 
     def to_yaml(self) -> str:
         """The configuration as YAML, every field in it; :func:`load_config` reads it back."""

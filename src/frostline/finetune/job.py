@@ -27,6 +27,7 @@ from frostline.finetune.metrics import EpochMetrics, MetricsFile, open_metrics
 from frostline.finetune.networks import BUILTIN
 from frostline.finetune.prepare import Setup, plan_of, prepare, with_absolute_paths
 from frostline.finetune.proving import Record, prove, record
+from frostline.finetune.replaying import Replaying, decide_replay
 from frostline.finetune.result import Accuracy, Result, Savings, Trained
 from frostline.finetune.run_folder import RunFolder, State, Status, create_run, json_bytes
 from frostline.finetune.savings import measure_savings
@@ -47,6 +48,7 @@ class _Run:
     progress: Progress
     watcher: Watcher
     stop: StopRequest
+    replaying: Replaying
 
     def set_status(self, state: State, message: str, *, resumable: bool, next: str) -> None:
         self.folder.set_status(
@@ -89,7 +91,8 @@ def start(config: FinetuneConfig, watcher: Watcher | None = None) -> Result:
     with _surroundings(config):
         setup = prepare(config, plan, watcher.note)
         recorded = record(setup.frozen)
-        before = accuracy(setup.model, setup.task.held_out)
+        replaying = decide_replay(config, setup.model, setup.task, watcher.note)
+        before = accuracy(setup.model, setup.task.held_out, feed=replaying.feed)
         progress = Progress(epoch=0, accuracy_before=before, accuracy=before, seconds=0.0)
         with listening() as stop:
             folder = create_run(
@@ -108,6 +111,7 @@ def start(config: FinetuneConfig, watcher: Watcher | None = None) -> Result:
                         progress=progress,
                         watcher=watcher,
                         stop=stop,
+                        replaying=replaying,
                     )
                 )
 
@@ -145,6 +149,7 @@ def _resume(
     except ValueError as error:
         raise ConfigError(f"{folder.path} can't be resumed, its plan changed: {error}") from error
     metrics.keep(progress.epoch)
+    replaying = decide_replay(config, setup.model, setup.task, watcher.note)
     with listening() as stop:
         return _carry_on(
             _Run(
@@ -156,6 +161,7 @@ def _resume(
                 progress=progress,
                 watcher=watcher,
                 stop=stop,
+                replaying=replaying,
             )
         )
 
@@ -203,6 +209,8 @@ def _carry_on(run: _Run) -> Result:
         with suppress(OutputError):
             run.set_status("failed", reason, resumable=not fatal, next=anew if fatal else again)
         raise
+    finally:
+        run.replaying.close()
 
 
 def _train(run: _Run) -> None:
@@ -225,8 +233,9 @@ def _train(run: _Run) -> None:
             seed=config.seed,
             epoch=epoch,
             after_step=after_step,
+            feed=run.replaying.feed,
         )
-        now = accuracy(setup.model, setup.task.held_out)
+        now = accuracy(setup.model, setup.task.held_out, feed=run.replaying.feed)
         seconds = time.perf_counter() - began
         line = EpochMetrics(epoch=epoch, loss=loss, accuracy=now, seconds=seconds)
         run.metrics.append(line)
@@ -242,6 +251,7 @@ def _train(run: _Run) -> None:
 def _conclude(run: _Run) -> Result:
     """Prove, save the weights, measure, write the result."""
     setup, folder = run.setup, run.folder
+    replayed = run.replaying.report()
     proof = prove(setup.frozen, setup.model, run.recorded)
     replace_atomically(folder.path / run_folder.MODEL, lambda path: _save(setup.model, path))
     trained = _trained(setup)
@@ -260,6 +270,7 @@ def _conclude(run: _Run) -> Result:
         proof=proof,
         saved=_savings(run),
         next=folder.inspect_command if proof.ok else folder.restart_command,
+        replay=replayed,
     )
     folder.write(run_folder.RESULT, json_bytes(result.to_json()))
     state: State = "finished" if proof.ok else "failed"

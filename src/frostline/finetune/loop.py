@@ -8,13 +8,32 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from frostline.errors import ConfigError
 from frostline.finetune.data import Split
+
+Batch: TypeAlias = tuple[Tensor, Tensor]
+"""Inputs and targets."""
+
+Feed: TypeAlias = Callable[[Split, Sequence[Tensor]], Generator[Batch, None, None]]
+"""``feed(split, parts)``: the batches of a split at these positions, one after another."""
+
+
+def plain_feed(split: Split, parts: Sequence[Tensor]) -> Generator[Batch, None, None]:
+    """Take each batch from the scans.
+
+    >>> split = Split(inputs=torch.arange(3.0), targets=torch.arange(3))
+    >>> next(plain_feed(split, [torch.tensor([2, 0])]))
+    (tensor([2., 0.]), tensor([2, 0]))
+    """
+    for positions in parts:
+        yield split.inputs[positions], split.targets[positions]
 
 
 def train_epoch(
@@ -26,6 +45,7 @@ def train_epoch(
     seed: int,
     epoch: int,
     after_step: Callable[[float], None] = lambda loss: None,
+    feed: Feed = plain_feed,
 ) -> float:
     """Train once on every scan of ``split``, in an order drawn from ``(seed, epoch)``.
 
@@ -40,6 +60,7 @@ def train_epoch(
         seed: the run's seed.
         epoch: number of the epoch, from 1.
         after_step: called after every step with its loss.
+        feed: gives the batches; it must not draw from the global generator.
 
     Returns:
         The mean loss over the scans, in nats.
@@ -50,17 +71,18 @@ def train_epoch(
     torch.manual_seed(epoch_seed(seed, epoch))
     model.train()
     total = 0.0
-    for positions in batches(len(split), batch_size):
-        optimizer.zero_grad()
-        loss = batch_loss(model, split.inputs[positions], split.targets[positions])
-        value = loss.item()
-        if not math.isfinite(value):
-            raise ConfigError(f"the loss became {value} in epoch {epoch}; try a lower lr")
-        # torch leaves this method unannotated.
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        total += value * len(positions)
-        after_step(value)
+    with closing(feed(split, batches(len(split), batch_size))) as fed:
+        for inputs, targets in fed:
+            optimizer.zero_grad()
+            loss = batch_loss(model, inputs, targets)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise ConfigError(f"the loss became {value} in epoch {epoch}; try a lower lr")
+            # torch leaves this method unannotated.
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total += value * len(targets)
+            after_step(value)
     return total / len(split)
 
 
@@ -69,15 +91,16 @@ def batch_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     return nn.functional.cross_entropy(model(inputs), targets)
 
 
-def accuracy(model: nn.Module, split: Split, *, batch_size: int = 256) -> float:
+def accuracy(
+    model: nn.Module, split: Split, *, batch_size: int = 256, feed: Feed = plain_feed
+) -> float:
     """Share of ``split`` that ``model`` labels correctly, from 0 to 1; leaves it in eval mode."""
     model.eval()
     right = 0
-    with torch.no_grad():
-        for start in range(0, len(split), batch_size):
-            scans = slice(start, start + batch_size)
-            guesses = model(split.inputs[scans]).argmax(dim=1)
-            right += int((guesses == split.targets[scans]).sum())
+    parts = torch.split(torch.arange(len(split)), batch_size)
+    with torch.no_grad(), closing(feed(split, parts)) as fed:
+        for inputs, targets in fed:
+            right += int((model(inputs).argmax(dim=1) == targets).sum())
     return right / len(split)
 
 

@@ -23,7 +23,7 @@ from frostline.errors import (
     PlanError,
 )
 from frostline.finetune.blame import describe
-from frostline.finetune.config import FinetuneConfig
+from frostline.finetune.config import REPLAY_WORDS, FinetuneConfig
 from frostline.finetune.data import FINETUNING_DIGITS, Split, Task, load_digits_task
 from frostline.finetune.loop import epoch_seed
 from frostline.finetune.models import load_model
@@ -163,6 +163,9 @@ def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
         update={
             "model": f"{Path(file).resolve()}:{factory}" if is_file else config.model,
             "plan": config.plan and config.plan.resolve(),
+            "replay": config.replay
+            if config.replay in REPLAY_WORDS
+            else str(Path(config.replay).expanduser().resolve()),
         }
     )
 
@@ -182,7 +185,8 @@ def _on_device_of(model: nn.Module, source: str, task: Task) -> Task:
 
 
 def _moved(split: Split, device: torch.device) -> Split:
-    return Split(inputs=split.inputs.to(device), targets=split.targets.to(device))
+    inputs, targets = split.inputs.to(device), split.targets.to(device)
+    return Split(inputs=inputs, targets=targets, numbers=split.numbers)
 
 
 def _try_forward(model: nn.Module, source: str, task: Task) -> None:

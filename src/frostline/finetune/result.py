@@ -90,6 +90,32 @@ class Savings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReplayReport:
+    """What was replayed instead of computed, in the process that ended the run.
+
+    Attributes:
+        place: where it is kept: ``memory`` or a folder; None if nothing was to be replayed.
+        recorded: batches that were computed and recorded.
+        replayed: batches whose frozen part was not computed, held-out scans included.
+        plain: batches that were computed and not recorded.
+        skipped_share: share of the forward time that a replayed batch leaves out, from 0 to 1.
+        kept_bytes: bytes of the store; of a folder, of all runs together.
+        saved_seconds: estimate of the time that it saved: batches replayed, times what one took
+            less in a trial before the first step.
+        why_not: why nothing was replayed; None if something was.
+    """
+
+    place: str | None
+    recorded: int
+    replayed: int
+    plain: int
+    skipped_share: float
+    kept_bytes: int
+    saved_seconds: float
+    why_not: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trained:
     """How much was trained.
 
@@ -119,6 +145,7 @@ class Result:
         proof: whether the frozen part held.
         saved: None if full training could not be measured.
         next: the command to go on with.
+        replay: what was replayed; None where nobody asked.
     """
 
     run: Path
@@ -131,6 +158,7 @@ class Result:
     proof: ProofReport
     saved: Savings | None
     next: str
+    replay: ReplayReport | None = None
 
     def to_json(self) -> dict[str, object]:
         """Plain values for JSON; ``proof`` has ``ok`` and ``tensors`` besides its fields."""

@@ -37,6 +37,7 @@ class Catcher:
         self._entries: set[str] = set()
         self._was_entered = False
         self._stand_ins = StandIns(self._handle)
+        self._modules = called_modules(model)
 
     @contextmanager
     def open(self, names: Iterable[str]) -> Iterator[None]:
@@ -57,10 +58,14 @@ class Catcher:
 
     def cover(self, names: Iterable[str] | None) -> None:
         """Catch the calls of these modules, too; None is for all."""
-        modules = called_modules(self._model)
+        modules = self._modules
         if names is not None:
             modules = {name: modules[name] for name in names if name in modules}
         self._stand_ins.cover(modules)
+
+    def refresh(self) -> None:
+        """The model may have other modules than before."""
+        self._modules = called_modules(self._model)
 
     def direct(self, maker: Maker | None) -> None:
         """Let a maker make what is caught; None lets the modules do."""

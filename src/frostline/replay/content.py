@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +25,9 @@ def digest_of(*parts: object) -> bytes:
     >>> digest_of("a", 1) == digest_of("a", 1), digest_of("a", 1) == digest_of("a1")
     (True, False)
     """
-    digest = xxhash.xxh3_128()
-    for part in parts:
-        data = part if isinstance(part, bytes) else repr(part).encode()
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
-    return bytes(digest.digest())
+    data = [part if isinstance(part, bytes) else repr(part).encode() for part in parts]
+    sizes = b"".join(len(part).to_bytes(8, "little") for part in data)
+    return xxhash.xxh3_128_digest(b"".join((sizes, *data)))
 
 
 def sample_digests(tensor: Tensor, samples: int) -> list[bytes]:
@@ -73,7 +70,7 @@ def _hashed_on_device(rows: Tensor) -> Tensor:
     return torch.stack(sums, dim=1)
 
 
-def chained(before: Sequence[bytes], columns: Sequence[Sequence[bytes]]) -> list[bytes]:
+def chained(before: Iterable[bytes], columns: Sequence[Iterable[bytes]]) -> list[bytes]:
     """Each sample's digest so far, with what further tensors hold of it."""
     return [xxhash.xxh3_128_digest(b"".join(parts)) for parts in zip(before, *columns, strict=True)]
 

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import repeat
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -239,7 +240,7 @@ class Frame:
                 chained(self._all.digests, [digests]), digest_of(self._all.path, path)
             )
         keys = self.keys[station.order] = (
-            [digest_of(digest, path) for digest in digests]
+            chained(digests, [repeat(path, len(digests))])
             if self._remembered is None
             else list(self._remembered[station.order])
         )

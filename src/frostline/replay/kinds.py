@@ -18,7 +18,7 @@ from frostline.replay.plan import NotPerSample, Plan
 from frostline.replay.regroup import Recorded
 from frostline.replay.runner import TopLevel
 from frostline.replay.store import Store
-from frostline.replay.watch import Mark, Setting, State, Weights, look
+from frostline.replay.watch import Mark, Setting, Weights, look
 
 ROUNDS = 32
 """Cuts that are tried for one kind of pass before it is given up."""
@@ -35,11 +35,14 @@ class Kind:
         weights: the tensors on which the recorded values depend.
         why: why it is not replayed.
         recent: recorded passes of which no mixture has been tried.
+        can_be_mixed: whether mixtures of batches can be computed.
         known: samples that were recorded.
         groupings: batches that were recorded.
         has_output_proof: whether a replayed pass gave the output of a computed one.
         paths: positions of tensor arguments → paths of the loader's fields that they are.
+        other_inputs: paths of fields in the place of which a pass also got something else.
         remembered: samples → their digests at the planned calls.
+        passes: passes made so far.
         replayed: passes replayed so far.
         strays: replays that had to be given up halfway.
     """
@@ -50,11 +53,14 @@ class Kind:
     weights: Weights | None = None
     why: str | None = None
     recent: list[Recorded] = field(default_factory=list)
+    can_be_mixed: bool = True
     known: set[int] = field(default_factory=set)
     groupings: set[tuple[int, ...]] = field(default_factory=set)
     has_output_proof: bool = False
     paths: dict[int, str] = field(default_factory=dict)
+    other_inputs: set[str] = field(default_factory=set)
     remembered: dict[int, list[bytes]] = field(default_factory=dict)
+    passes: int = 0
     replayed: int = 0
     strays: int = 0
 
@@ -68,6 +74,8 @@ class Kind:
         if self.plan is not None and len(keys) == len(self.plan.stations):
             columns = [keys[order] for order in range(len(keys))]
             for place, name in enumerate(ids):
+                if name in self.remembered:
+                    continue
                 self.remembered[name] = [column[place] for column in columns]
 
     def needed_paths(self) -> frozenset[str]:
@@ -75,7 +83,15 @@ class Kind:
         if self.plan is None:
             return frozenset(self.paths.values())
         needed = self.plan.cut.needed_inputs
-        return frozenset(path for position, path in self.paths.items() if needed[position])
+        used = {path for position, path in self.paths.items() if needed[position]}
+        return frozenset(used | self.other_inputs)
+
+    def note_paths(self, paths: dict[int, str]) -> None:
+        """A pass got these fields, by position; what it got otherwise is no field."""
+        if self.passes == 0:
+            self.paths = paths
+        elif paths != self.paths:
+            self.other_inputs |= {*paths.values(), *self.paths.values()}
 
     def forget_records(self) -> None:
         """What was recorded is of another cut."""
@@ -154,15 +170,17 @@ def _is_read(graph: Graph, owner: nn.Module, setting: Setting) -> bool:
     return any(value in values for operation in graph.operations for value in operation.reads)
 
 
-def key_of(call: TopLevel, state: State, ignored: set[tuple[int, str]]) -> Any:
-    """What tells kinds of pass apart: form of the inputs, state of the model, settings of torch."""
+def key_of(call: TopLevel, state: int) -> Any:
+    """What tells kinds of pass apart: form of the inputs, state of the model, settings of torch.
+
+    Args:
+        call: the top-level call.
+        state: a number that stands for the state of the model.
+    """
     nest = open_nest((call.args, call.kwargs), into_objects=True)
     forms = tuple((t.shape, t.dtype, t.device, t.requires_grad) for t in nest.tensors)
-    settings = state.settings
-    if ignored:
-        settings = tuple(s for s in settings if (s.owner, s.name) not in ignored)
     grad = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-    return call.name, nest.form, forms, state.modes, settings, kernel_settings(), grad
+    return call.name, nest.form, forms, state, kernel_settings(), grad
 
 
 def _nothing_to_replay(refused: Mapping[Place, str]) -> str:

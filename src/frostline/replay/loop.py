@@ -163,7 +163,10 @@ class Replay:
         return len(self._indexed)
 
     def __iter__(self) -> Iterator[Any]:
-        batches = iter(self._indexed)
+        # Not in the generator: the loader draws a seed when it is started, and that is now.
+        return self._batches(iter(self._indexed))
+
+    def _batches(self, batches: Iterator[LoadedBatch]) -> Iterator[Any]:
         is_first = True
         while True:
             before = None if is_first or not self._skips else _randomness()
@@ -190,7 +193,7 @@ class Replay:
         elif self._skips and self._why_not is None:
             self._learn(ids, batch)
         fields = Fields(
-            batch if self._skips else None,
+            batch,
             is_poisoned=is_poisoned,
             load=lambda: self._indexed.load(ids),
         )

@@ -74,11 +74,13 @@ class Memory:
         """A call ends: names of the model's tensors that are no longer as they were before it."""
         written = self._written.pop()
         outer = self._written[-1] if self._written else self._originals
-        for name, kept in written.items():
-            outer.setdefault(name, kept)
-        return [
-            name for name, (tensor, content) in written.items() if not same_bits(tensor, content)
-        ]
+        changed = []
+        for name, (tensor, content) in written.items():
+            # What was put back, or only might have been written, is nothing to those around.
+            if not same_bits(tensor, content):
+                changed.append(name)
+                outer.setdefault(name, (tensor, content))
+        return changed
 
     def restore(self) -> bool:
         """Give the model's tensors the content that they had; whether any had been written to."""

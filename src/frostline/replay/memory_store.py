@@ -139,6 +139,9 @@ class MemoryShelf:
         if len(rows) and not 0 <= min(rows) <= max(rows) < len(self._rows):
             raise IndexError(f"there are no such rows: {rows}")
         records = new_records(len(rows), self.record_bytes)
+        if len(self._blocks) == 1:
+            np.take(self._blocks[0], rows, axis=0, out=records.numpy(), mode="clip")
+            return records
         for target, row in zip(records.numpy(), rows, strict=True):
             target[:] = self._blocks[row // self._block_rows][row % self._block_rows]
         return records

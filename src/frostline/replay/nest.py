@@ -127,7 +127,7 @@ def can_be_rebuilt(value: Any) -> bool:
 
 
 def _with_fields(value: Any, change: Callable[[Any], Any]) -> Any:
-    filled = copy.copy(value)
+    filled = _copy(value)
     for field in dataclasses.fields(value):
         held = getattr(value, field.name)
         # ModelOutput is a dict as well, and a None in it is no key.
@@ -135,6 +135,17 @@ def _with_fields(value: Any, change: Callable[[Any], Any]) -> Any:
             object.__setattr__(filled, field.name, change(held))
             if isinstance(value, dict) and field.name in value:
                 dict.__setitem__(filled, field.name, getattr(filled, field.name))
+    return filled
+
+
+def _copy(value: Any) -> Any:
+    """A shallow copy; much faster than the general way for what models return."""
+    if not isinstance(value, dict) or not hasattr(value, "__dict__"):
+        return copy.copy(value)
+    filled = type(value).__new__(type(value))
+    filled.__dict__.update(value.__dict__)
+    for key, held in value.items():
+        dict.__setitem__(filled, key, held)
     return filled
 
 

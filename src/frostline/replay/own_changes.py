@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections import Counter
 
 from frostline.replay.kinds import Kind, refuse_counting
-from frostline.replay.watch import Mark, State, changed_settings
+from frostline.replay.watch import Mark, State, Watch, changed_settings
 
 
 class OwnChanges:
     """Tells settings that a pass makes by itself from those that somebody else changes.
 
-    Attributes:
-        ignored: owners and names of settings that do not tell kinds of pass apart.
+    Args:
+        watch: is told which settings do not tell kinds of pass apart.
     """
 
-    def __init__(self) -> None:
-        self.ignored: set[tuple[int, str]] = set()
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
         self._counts: Counter[tuple[int, str]] = Counter()
 
     def note(self, kind: Kind, before: State, after: State) -> tuple[bool, bool]:
@@ -36,5 +36,5 @@ class OwnChanges:
             elif refuse_counting(kind, setting):
                 is_refused = True
             else:
-                self.ignored.add(name)
+                self._watch.ignore(setting)
         return is_alike, is_refused

@@ -22,7 +22,7 @@ from frostline.replay.proving import prove_by_mixtures
 from frostline.replay.readiness import Readiness
 from frostline.replay.regroup import Recorded, compare, judge_output
 from frostline.replay.runner import TopLevel, run_frame, try_frame
-from frostline.replay.skipping import Fields, poisoned_positions
+from frostline.replay.skipping import Fields
 from frostline.replay.stand_in import Forward
 from frostline.replay.store import Store
 from frostline.replay.suitable import unsuitable
@@ -30,6 +30,8 @@ from frostline.replay.watch import State, Watch
 
 _CHANGED_BATCHES = 8
 """Batches of known samples with other contents, one after another, that mean augmentation."""
+_UNSETTLED_PASSES = 4
+"""First passes of a kind after which is looked what they changed in the model's attributes."""
 _KINDS_OF_PASS = 64
 """Kinds of pass (shapes, modes, settings) that are traced at most."""
 
@@ -49,10 +51,12 @@ class Passes:
         self._store = store
         self._audits = Audits(audit)
         self._readiness = Readiness(self._audits)
-        self._own_changes = OwnChanges()
+        self._watch = Watch(model)
+        self._own_changes = OwnChanges(self._watch)
         self._rounding = rounding
         self._catcher = Catcher(model, self)
-        self._watch = Watch(model)
+        self._states: dict[Any, int] = {}
+        self._state: tuple[State | None, int] = (None, 0)
         self.counts: Counter[str] = Counter()
         self._kinds: dict[Any, Kind] = {}
         self._tensors: tuple[Any, ...] | None = None
@@ -64,6 +68,9 @@ class Passes:
         self._changed = 0
         self._moved: Counter[str] = Counter()
         self._fields = Fields()
+        # Once a call took the loader's own fields, those that don't are not of its batch.
+        self._is_strict = False
+        self._has_changed = False
         self._earlier: list[Kind] = []
         self._eviction: Eviction | None = None
 
@@ -117,6 +124,9 @@ class Passes:
             glue = frozenset().union(*(plan.cut.glue_tensors for plan in plans))
             modules = [module for plan in plans for module in plan.modules]
             self._eviction = Eviction(modules, tensors_elsewhere(self._model, modules, glue))
+            for kind in self._kinds.values():
+                if kind.weights is not None:
+                    kind.weights.trust_addresses()
 
     def flush(self) -> None:
         """Let other processes see what was recorded."""
@@ -133,11 +143,13 @@ class Passes:
             self._round.clear()
             self._check_weights()
         self._round.update(ids)
+        self._has_changed = False
         names = {name for plan in self._plans() for name in plan.names}
         try:
             with self._catcher.open(names):
                 yield
         finally:
+            self._notice_change()
             self._readiness.end_batch(is_usual=len(ids) == self._size)
             self._last_of_size[len(ids)] = ids
             self._ids, self._fields = (), Fields()
@@ -148,14 +160,20 @@ class Passes:
             model=self._model, name=name, module=module, forward=forward, args=args, kwargs=kwargs
         )
         state = self._watch.look()
-        if state.tensors != self._tensors:
+        if state.tensors is not self._tensors and state.tensors != self._tensors:
             self._start_anew(state)
-        lacks = self._fields.is_poisoned and bool(poisoned_positions(call))
+        is_of_batch = self._fields.are_in(call)
+        if self._is_strict and not is_of_batch:
+            return call.run()  # another batch's: an evaluation, or a second loader's
+        lacks = self._fields.is_lacking(call)
         if self._given_up is not None or not self._is_regular_size():
-            return self._plainly(self._filled(call) if lacks else call)
+            return self._plainly(self._fields.with_content(call) if lacks else call)
         if lacks:
             return self._by_name(call, state)
+        self._is_strict |= is_of_batch
         kind = self._kind_of(call, state)
+        if kind is not None:
+            kind.note_paths(self._fields.paths_of(call))
         if kind is None or kind.plan is None or self._has_other_weights(kind):
             return self._plainly(call)
         output = self._with_plan(kind, kind.plan, call)
@@ -164,10 +182,10 @@ class Passes:
 
     def _by_name(self, call: TopLevel, state: State) -> Any:
         """Replay a pass whose inputs were not loaded; if that fails, load them after all."""
-        kind = self._kinds.get(key_of(call, state, self._own_changes.ignored))
+        kind = self._kinds.get(key_of(call, self._number_of(state)))
         is_known = kind is not None and all(name in kind.remembered for name in self._ids)
         if kind is None or kind.plan is None or not is_known or self._has_other_weights(kind):
-            return self._plainly(self._filled(call))
+            return self._plainly(self._fields.with_content(call))
         self._readiness.note(kind)
         remembered = list(zip(*(kind.remembered[name] for name in self._ids), strict=True))
         before = Snapshot(self._model, parameters=False) if kind.plan.is_risky else None
@@ -179,14 +197,19 @@ class Passes:
             if before is not None:
                 before.restore()
             self._stray(kind, irregular.why)
-            return self._plainly(self._filled(call))
+            return self._plainly(self._fields.with_content(call))
         self._count_replay(kind)
         self._settle(kind, call, state)
         return output
 
-    def _filled(self, call: TopLevel) -> TopLevel:
-        paths = {p: path for kind in self._kinds.values() for p, path in kind.paths.items()}
-        return self._fields.with_content(call, paths)
+    def _number_of(self, state: State) -> int:
+        """A number for the modes and settings of a state; hashing them all takes long."""
+        last, number = self._state
+        if state is not last:
+            known = state.modes, state.settings
+            number = self._states.setdefault(known, len(self._states))
+            self._state = state, number
+        return number
 
     def _start_anew(self, state: State) -> None:
         """What trains has changed, or a tensor was replaced: other cuts, other values."""
@@ -194,6 +217,7 @@ class Passes:
         froze_more = self._tensors is not None and _froze_more(self._tensors, state.tensors)
         self._earlier = [kind for kind in kinds if kind.plan is not None] if froze_more else []
         self._tensors = state.tensors
+        self._catcher.refresh()
         self._kinds.clear()
         self._readiness.forget()
         self._changed = 0
@@ -218,7 +242,7 @@ class Passes:
         return call.run()
 
     def _kind_of(self, call: TopLevel, state: State) -> Kind | None:
-        key = key_of(call, state, self._own_changes.ignored)
+        key = key_of(call, self._number_of(state))
         kind = self._kinds.get(key)
         if kind is not None:
             self._readiness.note(kind)
@@ -230,14 +254,17 @@ class Passes:
                     " so nothing can be replayed: pad inputs to few lengths"
                 )
             return None
+        self._catcher.refresh()
         kind = self._kinds[key] = trace_kind(call, rounding=self._rounding)
-        kind.paths = self._fields.paths_of(call)
         plan_kind(kind, call, len(self._ids), self._store)
         self._readiness.note(kind)
         return kind
 
     def _settle(self, kind: Kind, call: TopLevel, before: State) -> None:
-        """See which plain attributes the pass itself has set."""
+        """See which plain attributes the pass itself has set; after a few passes that is known."""
+        kind.passes += 1
+        if kind.passes > _UNSETTLED_PASSES:
+            return
         after = self._watch.look()
         if after.settings == before.settings or after.tensors != before.tensors:
             return
@@ -246,7 +273,7 @@ class Passes:
             plan_kind(kind, call, len(self._ids), self._store)
             kind.forget_records()
         for state in (before, after) if is_alike else (before,):
-            self._kinds[key_of(call, state, self._own_changes.ignored)] = kind
+            self._kinds[key_of(call, self._number_of(state))] = kind
 
     # Weights.
 
@@ -287,7 +314,8 @@ class Passes:
         return self._replayed(kind, plan, call)
 
     def _recorded(self, kind: Kind, plan: Plan, call: TopLevel, *, is_changed: bool = False) -> Any:
-        batch = Recorded(call.kept(), self._ids) if plan.proofs == 0 else None
+        is_to_be_proven = plan.proofs == 0 and kind.can_be_mixed
+        batch = Recorded(call.kept(), self._ids) if is_to_be_proven else None
         output, frame = run_frame(
             plan, call, self._ids, "record", self._catcher, earlier=self._earlier_plan(call)
         )
@@ -298,7 +326,7 @@ class Passes:
             if len(kind.recent) == 2:
                 prove_by_mixtures(kind, len(self._ids), self._store, self._catcher)
                 kind.recent = kind.recent[1:]
-        self._notice_change(is_changed)
+        self._has_changed |= is_changed
         return output
 
     def _earlier_plan(self, call: TopLevel) -> Plan | None:
@@ -325,8 +353,8 @@ class Passes:
         if kind.strays >= 3 and kind.strays > kind.replayed:
             kind.give_up(f"passes do not all go the same way: {why}")
 
-    def _notice_change(self, is_changed: bool) -> None:
-        self._changed = self._changed + 1 if is_changed else 0
+    def _notice_change(self) -> None:
+        self._changed = self._changed + 1 if self._has_changed else 0
         if self._changed >= _CHANGED_BATCHES and not self.counts["replayed"]:
             self._given_up = (
                 "the inputs of known samples differ from epoch to epoch: random augmentation, or"
@@ -347,7 +375,7 @@ class Passes:
         frame.commit()
         if frame.mode == "record":
             self._note(kind, frame)
-            self._notice_change(was_known)
+            self._has_changed |= was_known
         else:
             kind.remember(self._ids, frame.keys)
             self._count_replay(kind)
@@ -355,7 +383,6 @@ class Passes:
 
     def _count_replay(self, kind: Kind) -> None:
         kind.replayed += 1
-        self._changed = 0
         self.counts["replayed"] += 1
 
     def _compared(self, kind: Kind, plan: Plan, call: TopLevel) -> Any:

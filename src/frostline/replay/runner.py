@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -112,6 +113,7 @@ def run_frame(
     frame = Frame(plan, digests, mode, remembered=remembered, inner=inner)
     catcher.cover(plan.names if earlier is None else plan.names | earlier.names)
     catcher.direct(frame)
+    start = time.perf_counter()
     try:
         output = frame.call(call.name, call.module, call.forward, call.args, call.kwargs)
         frame.finish(output)
@@ -119,6 +121,8 @@ def run_frame(
         return None, frame
     finally:
         catcher.direct(None)
+    if not frame.replayed:
+        plan.seconds = time.perf_counter() - start
     if frame.replayed and plan.cut.hides:
         tensors = open_nest(output).tensors
         output = rebuild(output, tensors, objects=lambda held: NotKept(type(held).__name__))

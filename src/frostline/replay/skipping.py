@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from frostline.errors import ReplayError
 from frostline.proof.traceless import same_bits
 from frostline.replay.fields import leaves
 from frostline.replay.nest import open_nest
@@ -15,7 +16,7 @@ from frostline.replay.runner import TopLevel
 
 
 class Fields:
-    """A batch's fields, as the top-level call of a pass gets them.
+    """A batch's fields, as the top-level calls of a pass get them.
 
     Args:
         batch: what the loader yielded; None in a pass without a loader.
@@ -30,30 +31,59 @@ class Fields:
         is_poisoned: bool = False,
         load: Callable[[], Any] | None = None,
     ) -> None:
-        self._leaves: dict[str, Any] = {} if batch is None else leaves(batch)
+        every = {} if batch is None else leaves(batch)
+        self._leaves = {p: leaf for p, leaf in every.items() if isinstance(leaf, Tensor)}
         self._load = load
         self.is_poisoned = is_poisoned
 
-    def paths_of(self, call: TopLevel) -> dict[int, str]:
-        """Which of a call's tensor arguments is which field; by content, so devices may differ."""
-        fields = {p: leaf for p, leaf in self._leaves.items() if isinstance(leaf, Tensor)}
-        found: dict[int, str] = {}
+    def are_in(self, call: TopLevel) -> bool:
+        """Whether any of a call's tensor arguments is a field of the batch."""
         given = open_nest((call.args, call.kwargs), into_objects=True).tensors
-        for position, tensor in enumerate(given):
-            for path, leaf in fields.items():
-                if path not in found.values() and _is_the_same(tensor, leaf):
-                    found[position] = path
-                    break
-        return found
+        return any(self.path_of(tensor) is not None for tensor in given)
 
-    def with_content(self, call: TopLevel, paths: dict[int, str]) -> TopLevel:
+    def paths_of(self, call: TopLevel) -> dict[int, str]:
+        """Which of a call's tensor arguments, by position, is which field."""
+        given = open_nest((call.args, call.kwargs), into_objects=True).tensors
+        paths = {position: self.path_of(tensor) for position, tensor in enumerate(given)}
+        return {position: path for position, path in paths.items() if path is not None}
+
+    def path_of(self, tensor: Tensor) -> str | None:
+        """Which field a tensor is: the same memory, or the same content on another device."""
+        for path, leaf in self._leaves.items():
+            if tensor is leaf or _is_view_of_all(tensor, leaf):
+                return path
+        for path, leaf in self._leaves.items():
+            if tensor.device != leaf.device and _has_content_of(tensor, leaf):
+                return path
+        return None
+
+    def is_lacking(self, call: TopLevel) -> bool:
+        """Whether a call takes a field that was left out.
+
+        Raises:
+            ReplayError: it takes something that was computed from such a field.
+        """
+        if not self.is_poisoned:
+            return False
+        tensors = open_nest((call.args, call.kwargs)).tensors
+        poisoned = [tensor for tensor in tensors if is_poison(tensor)]
+        if any(self.path_of(tensor) is None for tensor in poisoned):
+            raise ReplayError(
+                "the model was given something that was computed from a field that was not loaded:"
+                ' with inputs="skip" the fields of recorded samples are placeholders. Compute it'
+                ' inside of the data set, or use inputs="load"'
+            )
+        return bool(poisoned)
+
+    def with_content(self, call: TopLevel) -> TopLevel:
         """The same call with the fields that were left out loaded after all."""
         assert self._load is not None
         true = leaves(self._load())
         tensors = open_nest((call.args, call.kwargs)).tensors
-        for position, path in paths.items():
-            if position < len(tensors) and is_poison(tensors[position]):
-                tensors[position] = true[path].to(tensors[position].device)
+        for position, tensor in enumerate(tensors):
+            path = self.path_of(tensor) if is_poison(tensor) else None
+            if path is not None:
+                tensors[position] = true[path].to(tensor.device)
         return call.with_tensors(tensors)
 
 
@@ -72,15 +102,17 @@ def is_poison(tensor: Tensor) -> bool:
     return False
 
 
-def poisoned_positions(call: TopLevel) -> set[int]:
-    """Which of a call's tensor arguments are placeholders."""
-    tensors: Sequence[Tensor] = open_nest((call.args, call.kwargs)).tensors
-    return {position for position, tensor in enumerate(tensors) if is_poison(tensor)}
+def _is_view_of_all(one: Tensor, other: Tensor) -> bool:
+    return (
+        one.shape == other.shape
+        and one.dtype == other.dtype
+        and one.device == other.device
+        and one.data_ptr() == other.data_ptr()
+        and one.stride() == other.stride()
+    )
 
 
-def _is_the_same(one: Tensor, other: Tensor) -> bool:
+def _has_content_of(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    if one.device == other.device and one.data_ptr() == other.data_ptr():
-        return True
     return same_bits(one.detach().cpu(), other.detach().cpu())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -118,28 +119,108 @@ _FEW = 16
 
 
 class Watch:
-    """Looks at one model again and again; what its code mentions is found once.
+    """Looks at one model again and again: mostly nothing has changed, and that is seen quickly.
 
     >>> from torch import nn
     >>> watch = Watch(nn.Linear(2, 2))
-    >>> watch.look() == watch.look()
+    >>> watch.look() is watch.look()
     True
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._modules: tuple[Any, ...] | None = None
-        self._surroundings = Surroundings([])
+        self._ignored: set[tuple[int, str]] = set()
+        self._slots = _Slots(model, self._ignored)
+        self._surroundings = Surroundings(model.modules())
+        self._state = self._look()
 
     def look(self) -> State:
-        """The state of the model now, with what its code mentions outside of it."""
+        """The state of the model now, with what its code mentions outside of it.
+
+        The same object as before, if nothing has changed.
+        """
+        if not self._slots.are_as_before():
+            if not self._slots.have_same_modules():
+                self._surroundings = Surroundings(self._model.modules())
+            self._slots = _Slots(self._model, self._ignored)
+            self._state = self._look()
+        elif self._surroundings.plain_values() != self._outside:
+            self._state = self._look()
+        return self._state
+
+    def ignore(self, setting: Setting) -> None:
+        """Look at this no more: it changes by itself, and nothing depends on it."""
+        self._ignored.add((setting.owner, setting.name))
+        self._slots = _Slots(self._model, self._ignored)
+        self._state = self._look()
+
+    def _look(self) -> State:
+        self._outside = self._surroundings.plain_values()
         state = look(self._model)
-        modules = tuple(module for module, _ in state.modes)
-        if modules != self._modules:
-            self._modules = modules
-            self._surroundings = Surroundings(self._model.modules())
-        outside = tuple(Setting(0, name, v) for name, v in self._surroundings.plain_values())
-        return state._replace(settings=state.settings + outside)
+        settings = [s for s in state.settings if (s.owner, s.name) not in self._ignored]
+        settings += [
+            Setting(0, name, value)
+            for name, value in self._outside
+            if (0, name) not in self._ignored
+        ]
+        return state._replace(settings=tuple(settings))
+
+
+class _Slots:
+    """All places in a model's modules where something may be put that matters."""
+
+    def __init__(self, model: nn.Module, ignored: set[tuple[int, str]]) -> None:
+        self._modules = list(model.modules())
+        self._sizes = [len(vars(module)) for module in self._modules]
+        self._places: list[tuple[dict[str, Any], str]] = []
+        self._mutable: list[tuple[Any, Any]] = []
+        for module in self._modules:
+            held = vars(module)
+            for part in (held["_modules"], held["_parameters"]):
+                self._places += [(part, key) for key in part]
+            self._places.append((held, "training"))
+            for key, value in held.items():
+                if key in _OF_EVERY_MODULE or (id(module), key) in ignored:
+                    continue
+                self._places.append((held, key))
+                self._note_mutable(value)
+        self._values = [held.get(key) for held, key in self._places]
+        self._parameters = list(model.parameters())
+        self._trains = [parameter.requires_grad for parameter in self._parameters]
+
+    def are_as_before(self) -> bool:
+        """Whether the same objects are everywhere, and those that can change have not."""
+        return (
+            all(map(operator.is_, [held.get(key) for held, key in self._places], self._values))
+            and [parameter.requires_grad for parameter in self._parameters] == self._trains
+            and [len(vars(module)) for module in self._modules] == self._sizes
+            and all(_mark(value) == mark for value, mark in self._mutable)
+        )
+
+    def have_same_modules(self) -> bool:
+        """Whether the modules are the same objects."""
+        return all(
+            held.get(key) is value
+            for (held, key), value in zip(self._places, self._values, strict=True)
+            if isinstance(value, nn.Module)
+        )
+
+    def _note_mutable(self, value: Any) -> None:
+        kind = type(value)
+        if isinstance(value, Tensor) or kind in (list, set, dict):
+            self._mutable.append((value, _mark(value)))
+        elif kind not in _PLAIN and kind not in _COLLECTIONS and not isinstance(value, nn.Module):
+            inner = getattr(value, "__dict__", None)
+            if inner and all(inner is not held for held, _ in self._mutable):
+                self._mutable.append((inner, _mark(inner)))
+
+
+def _mark(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value._version
+    if isinstance(value, dict):
+        return [v for v in value.values() if type(v) in _PLAIN], len(value)
+    return _frozen(value)
 
 
 def changed_settings(before: State, after: State) -> list[Setting]:
@@ -167,6 +248,7 @@ class Weights:
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self._tensors = tensors
         self._versions = self._look()
+        self._addresses: list[int] | None = None
         self.fingerprints = {name: fingerprint(tensor) for name, tensor in tensors.items()}
 
     def changed(self) -> str | None:
@@ -175,11 +257,21 @@ class Weights:
 
     def check_content(self) -> str | None:
         """The name of a tensor whose content changed."""
+        has_moved = self._versions != self._look()
+        if self._addresses is not None and not has_moved and self._addresses == self._where():
+            return None  # to read what was evicted would bring it back
         self._versions = self._look()
         for name, tensor in self._tensors.items():
             if fingerprint(tensor) != self.fingerprints[name]:
                 return name
         return None
 
-    def _look(self) -> list[tuple[int, int]]:
-        return [(tensor._version, tensor.data_ptr()) for tensor in self._tensors.values()]
+    def trust_addresses(self) -> None:
+        """From now on take content for the same while it lies at the same place."""
+        self._addresses = self._where()
+
+    def _where(self) -> list[int]:
+        return [tensor.data_ptr() for tensor in self._tensors.values()]
+
+    def _look(self) -> list[int]:
+        return [tensor._version for tensor in self._tensors.values()]
