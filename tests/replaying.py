@@ -172,7 +172,7 @@ def assert_same(plain: Run, replayed: Run) -> None:
     assert len(plain.losses) == len(replayed.losses)
     for number, (one, other) in enumerate(zip(plain.losses, replayed.losses, strict=True)):
         assert one.dtype == other.dtype
-        assert torch.equal(one, other), f"step {number}: {one.item()} or {other.item()}"
+        assert torch.equal(one, other), f"step {number}: {one} or {other}"
     theirs = replayed.model.state_dict()
     for name, tensor in plain.model.state_dict().items():
         assert torch.equal(tensor, theirs[name]), name

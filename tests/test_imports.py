@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
@@ -71,18 +72,22 @@ def test_every_public_name_resolves_and_is_explained(name: str) -> None:
         assert value == "0.1.0"
         return
     assert value.__doc__
+    if isinstance(value, ModuleType):
+        assert value.__name__ == f"frostline.{name}"
+        return
     assert value.__module__.startswith("frostline.")
     # dataclass() writes "Name(field: type, ...)" where there is no docstring.
     assert not value.__doc__.startswith(f"{value.__name__}(")
 
 
 def test_a_public_name_is_never_the_folder_of_the_same_name() -> None:
+    """But for ``fl.schedules``, which is one."""
     code = (
         "import importlib, pkgutil, types, frostline\n"
         "for found in pkgutil.walk_packages(frostline.__path__, 'frostline.'):\n"
         "    if found.name != 'frostline.__main__':\n"
         "        importlib.import_module(found.name)\n"
-        "for name in frostline.__all__:\n"
+        "for name in set(frostline.__all__) - {'schedules'}:\n"
         "    assert not isinstance(getattr(frostline, name), types.ModuleType), name\n"
     )
     assert "frostline" in modules_after(code)

@@ -30,12 +30,15 @@ from frostline.errors import (
     OutputError,
     PlanError,
     ReplayError,
+    ScheduleError,
     SelectorError,
     TransitionError,
 )
 
 if TYPE_CHECKING:
+    from frostline import schedules
     from frostline.check import Finding, check
+    from frostline.freezer import Event, Freezer
     from frostline.freezing import (
         Frozen,
         FrozenRows,
@@ -68,12 +71,16 @@ if TYPE_CHECKING:
         select,
         where,
     )
+    from frostline.selection.blocks import Blocks, blocks
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Blocks",
     "ConfigError",
+    "Event",
     "Finding",
+    "Freezer",
     "FrostlineError",
     "Frozen",
     "FrozenChangedError",
@@ -95,12 +102,14 @@ __all__ = [
     "Replayer",
     "ResumeReport",
     "Rule",
+    "ScheduleError",
     "Selection",
     "SelectorError",
     "SyncReport",
     "TransitionError",
     "__version__",
     "before",
+    "blocks",
     "check",
     "fingerprint",
     "first",
@@ -116,6 +125,7 @@ __all__ = [
     "regex",
     "replay",
     "resume_freeze",
+    "schedules",
     "select",
     "sync",
     "unfreeze",
@@ -124,6 +134,7 @@ __all__ = [
 
 _HOMES = {
     "frostline.check": ("Finding", "check"),
+    "frostline.freezer": ("Event", "Freezer"),
     "frostline.freezing": (
         "Frozen",
         "FrozenRows",
@@ -145,6 +156,7 @@ _HOMES = {
     ),
     "frostline.proof": ("fingerprint",),
     "frostline.replay": ("Replay", "ReplayStats", "Replayer", "replay"),
+    "frostline.selection.blocks": ("Blocks", "blocks"),
     "frostline.selection": (
         "Selection",
         "before",
@@ -157,12 +169,15 @@ _HOMES = {
         "where",
     ),
 }
+_FOLDERS = ("schedules",)
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 # Hidden from type checkers: they would take any misspelt attribute for one that exists.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
+        if name in _FOLDERS:
+            return import_module(f"frostline.{name}")
         if name not in _HOME_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(import_module(_HOME_OF[name]), name)

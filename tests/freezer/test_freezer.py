@@ -331,7 +331,9 @@ def test_optimizer_state_of_what_froze(schedule: str, kept: bool) -> None:
     assert all(named[name] in run.optimizer.state for name in ("head.weight", "head.bias"))
 
 
-@pytest.mark.parametrize("schedule", ["alpha", "autofreeze", "freezeout"])
+@pytest.mark.parametrize(
+    "schedule", ["alpha", "apf", "autofreeze", "explicit", "freezeout", "lisa"]
+)
 def test_the_guard_and_the_linter_have_nothing_to_say(schedule: str) -> None:
     run = Run(busy(schedule), scheduler=True)
     with fl.guard(run.model, run.optimizer, every=1) as guard:

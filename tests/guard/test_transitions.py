@@ -40,6 +40,38 @@ def test_a_thaw_a_freeze_and_an_undo_move_what_is_guarded() -> None:
     assert guard.report.violations == ()
 
 
+def test_statistics_that_were_thawed_may_move_in_the_next_forward() -> None:
+    model, optimizer = frozen_net()
+    with fl.guard(model, optimizer, every=1) as guard:
+        train(model, optimizer)
+        assert guard.report.buffers == 3
+        optimizer.zero_grad()
+        fl.unfreeze(model, "1")
+        fl.sync(model, optimizer)
+        before = model[1].running_mean.clone()
+        train(model, optimizer)
+        assert guard.report.buffers == 0
+    assert not torch.equal(model[1].running_mean, before)
+    assert guard.report.violations == ()
+
+
+def test_statistics_thawed_and_frozen_again_are_guarded_as_they_are_then() -> None:
+    model, optimizer = frozen_net()
+
+    def write(module: nn.Module, args: object, output: object) -> None:
+        module.running_mean.add_(1)
+
+    with violated(model, optimizer, every=1, match="by the forward of the model") as caught:
+        train(model, optimizer)
+        optimizer.zero_grad()
+        fl.unfreeze(model, "1")
+        model[1].running_mean.add_(1)
+        fl.freeze(model, "1")
+        model[1].register_forward_hook(write)
+        train(model, optimizer)
+    assert [change.name for change in caught.value.changes] == ["1.running_mean"]
+
+
 def test_what_is_frozen_inside_is_guarded_from_then_on() -> None:
     model, optimizer = frozen_net()
     with violated(model, optimizer, every=1) as caught:

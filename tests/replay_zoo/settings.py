@@ -251,7 +251,7 @@ def difference(expected: Outcome, got: Outcome) -> str:
 
 def _kept(replayer: Any) -> list[str]:
     """For the eyes of who debugs replay: this looks inside, and no test depends on it."""
-    plans = [kind.plan for kind in replayer.passes._kinds.values() if kind.plan is not None]
+    plans = replayer.passes.table.plans
     return [str(p.call.place) for plan in plans for p in plan.cut.planned if p.is_kept]
 
 

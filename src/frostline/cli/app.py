@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from frostline import __version__
+from frostline.cli.cache import cache
 from frostline.cli.check import check
 from frostline.cli.compare import compare
 from frostline.cli.console import notes
@@ -41,6 +42,7 @@ app.command()(finetune)
 app.command()(compare)
 app.command()(inspect)
 app.command()(check)
+app.add_typer(cache)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,4 +1,4 @@
-"""``frostline compare``: four ways to freeze, side by side."""
+"""``frostline compare``: four ways to freeze, and replay, side by side."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def compare(
         bool, typer.Option("--json", help="Print one JSON object instead of the tables.")
     ] = False,
 ) -> None:
-    """Freeze a part of a network in four ways, and see what moves and what it costs.
+    """Freeze a part of a network in five ways, and see what moves and what it costs.
 
     none: nothing is frozen. grad: requires_grad=False. optimizer: the optimizer is not given what
-    is frozen. best: both, by fl.freeze and fl.optimizer. Then: what tutorials say about them, and
-    what was measured here.
+    is frozen. best: both, by fl.freeze and fl.optimizer. replay: best, and what is frozen is
+    computed once a sample. Then: what tutorials say about them, and what was measured here.
 
     Example: frostline compare --model digits-cnn --optimizer AdamW
 
@@ -76,7 +76,7 @@ def compare(
         seed=seed,
         threads=subject.threads,
     )
-    with notes().status("running the four ways"):
+    with notes().status("running the five ways"):
         found = compare_ways(experiment)
     claims = weigh(found)
     settings = {
@@ -118,6 +118,7 @@ def _as_json(
                 "step_seconds": result.step_time.median_seconds,
                 "step_time": asdict(result.step_time),
                 "predicted": asdict(result.predicted),
+                "replay": asdict(result.replayed) if result.replayed else None,
             }
             for result in found.ways
         ],

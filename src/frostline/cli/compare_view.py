@@ -19,6 +19,7 @@ _MEANING: dict[Way, str] = {
     "grad": "way one: requires_grad=False; the optimizer is given everything",
     "optimizer": "way two: the optimizer is given only the rest",
     "best": "both: fl.freeze and fl.optimizer",
+    "replay": "best, and what is frozen is computed once: fl.replay",
 }
 _STYLE: dict[Verdict, str] = {
     "holds": "bold green",
@@ -27,6 +28,11 @@ _STYLE: dict[Verdict, str] = {
     "within noise": "bold yellow",
 }
 _NOISE = "noise"
+_NUMBERS = {4: "Four", 5: "Five"}
+_CLAIMS = {
+    False: "What tutorials say, and what was measured here",
+    True: "What tutorials say, and we of replay, and what was measured here",
+}
 
 
 def show(
@@ -34,7 +40,8 @@ def show(
 ) -> None:
     """Print a comparison as tables and sentences that fit 80 columns."""
     meanings = (
-        Text.assemble((f"{way:<11}", "bold"), (meaning, "dim")) for way, meaning in _MEANING.items()
+        Text.assemble((f"{result.way:<11}", "bold"), (_MEANING[result.way] + _kept(result), "dim"))
+        for result in found.ways
     )
     for part in (
         _heading(settings, found),
@@ -42,7 +49,7 @@ def show(
         Text("\n").join(meanings),
         _tensor_table(found),
         _agreement(found),
-        Text("What tutorials say, and what was measured here", "bold"),
+        Text(_CLAIMS[found.ways[-1].way == "replay"], "bold"),
     ):
         console.print()
         console.print(part)
@@ -52,11 +59,20 @@ def show(
 def _heading(settings: Mapping[str, Any], found: Comparison) -> Text:
     threads = settings["threads"]
     return Text.assemble(
-        (f"Four ways to freeze a part of {settings['model']}", "bold"),
+        (f"{_NUMBERS[len(found.ways)]} ways to freeze a part of {settings['model']}", "bold"),
         f"\n{settings['optimizer']}, lr {settings['lr']:g}, {found.steps} steps of"
         f" {settings['batch_size']}, on {threads} CPU thread{'s' * (threads > 1)},"
         f" torch {settings['torch']}",
     )
+
+
+def _kept(result: WayResult) -> str:
+    replayed = result.replayed
+    if replayed is None:
+        return ""
+    if replayed.why_not is not None:
+        return "; here: nothing was replayed"
+    return f"; {format_bytes(replayed.kept_bytes)} kept"
 
 
 def _ways_table(found: Comparison) -> Table:

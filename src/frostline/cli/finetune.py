@@ -67,6 +67,14 @@ def finetune(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="The run gets a new folder in it; runs.")
     ] = None,
+    replay: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="Compute what is frozen once a scan: auto (if it is faster here), on, off,"
+            " memory, or a folder; auto if left out. The results are the same.",
+        ),
+    ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with a run that was cut short.")
     ] = None,
@@ -98,6 +106,7 @@ def finetune(
         "weight_decay": weight_decay,
         "seed": seed,
         "out": out,
+        "replay": replay,
     }
     flags = {name: value for name, value in given.items() if value is not None and value != []}
     if resume and (config or flags):

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from frostline.finetune.metrics import EpochMetrics
 from frostline.finetune.networks import PRETRAINED
-from frostline.finetune.result import Result, Savings
+from frostline.finetune.result import ReplayReport, Result, Savings
 from frostline.units import format_bytes, format_count, format_seconds
 
 
@@ -84,6 +84,8 @@ def show(result: Result, console: Console) -> None:
     facts.add_row("accuracy", _accuracy(result))
     facts.add_row("proof", _proof(result))
     facts.add_row("trained", _trained(result))
+    if result.replay:
+        facts.add_row("replay", _replay(result.replay))
     console.print()
     console.print(facts)
     console.print()
@@ -127,6 +129,23 @@ def _trained(result: Result) -> str:
     return (
         f"{format_count(trained.parameters)} of {format_count(trained.of)} parameters"
         f" ({trained.rules})"
+    )
+
+
+def _replay(report: ReplayReport) -> str:
+    if report.why_not is not None:
+        return f"nothing was replayed: {report.why_not}"
+    batches = report.replayed + report.recorded + report.plain
+    gain = f"saved about {format_seconds(report.saved_seconds)}"
+    if report.saved_seconds < 0:
+        gain = (
+            f"took about {format_seconds(-report.saved_seconds)} more than it saved, with trials,"
+            " recording and checks"
+        )
+    return (
+        f"{gain}; {report.replayed} of {batches} batches left out"
+        f" {_percent(report.skipped_share)} of the forward pass; {format_bytes(report.kept_bytes)}"
+        f" kept in {report.place}"
     )
 
 

@@ -11,12 +11,14 @@ import typer
 
 from frostline.cli.chosen_plan import chosen_plan
 from frostline.cli.console import print_json, results
-from frostline.errors import SelectorError
+from frostline.cli.frost_line_view import line_summary, plain_line, replay_cells
+from frostline.errors import ConfigError, SelectorError
 from frostline.report.tree import Node, TensorRecord, build_tree
 from frostline.units import format_bytes, format_count, format_names, format_number_of
 
 if TYPE_CHECKING:
     from frostline.freezing import Plan
+    from frostline.replay.frost_line import FrostLine
 
 
 def inspect(
@@ -39,6 +41,14 @@ def inspect(
     plan: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Show what a plan file does.")
     ] = None,
+    input_shape: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZES",
+            help="Of one sample, as in 3,224,224: shows what replay skips and keeps. Built-in"
+            " networks know theirs.",
+        ),
+    ] = None,
     depth: Annotated[
         int | None,
         typer.Option(metavar="N", min=0, help="Levels of the tree to show; all if left out."),
@@ -52,15 +62,17 @@ def inspect(
 ) -> None:
     """Show a model as a tree: frozen or trainable, parameters, bytes, dtypes, tied tensors.
 
-    With --freeze, --train or --plan it shows what these would do; nothing is written. A
-    checkpoint is listed without loading its weights, and nothing in it is unpickled.
+    With --freeze, --train or --plan it shows what these would do; nothing is written. Where an
+    input is known too, it shows the frost line: what replay skips and keeps. A checkpoint is
+    listed without loading its weights, and nothing in it is unpickled.
 
     Example: frostline inspect digits-cnn --train head
 
     Next: frostline finetune --train head
     """
     chosen = chosen_plan(freeze, train, plan)
-    kind, records, types = _read(model, chosen)
+    shape = _sizes(input_shape)
+    kind, records, types, line = _read(model, chosen, shape)
     tree = build_tree(records, types)
     if as_json:
         print_json(
@@ -72,6 +84,7 @@ def inspect(
                 "totals": asdict(tree.totals),
                 "tree": _plain(tree),
                 "tensors": [asdict(record) for record in records],
+                "frost_line": plain_line(line) if line else None,
             }
         )
         return
@@ -79,26 +92,57 @@ def inspect(
 
     console = results()
     title = Path(model).name
-    console.print(
-        tree_table(tree, title=title, width=console.width, max_depth=depth, everything=show_all)
+    table = tree_table(
+        tree,
+        title=title,
+        width=console.width,
+        max_depth=depth,
+        everything=show_all,
+        replay=replay_cells(line) if line else {},
     )
+    console.print(table)
     console.print()
-    for line in (*_summary(tree, records), f"Next: {_next_step(model, tree, freeze, train, plan)}"):
-        console.print(line, soft_wrap=True)
+    said = [*_summary(tree, records), *(line_summary(line) if line else ())]
+    for sentence in (*said, f"Next: {_next_step(model, tree, freeze, train, plan)}"):
+        console.print(sentence, soft_wrap=True, markup=False)
 
 
-def _read(source: str, plan: Plan | None) -> tuple[str, list[TensorRecord], dict[str, str]]:
-    """What ``source`` is, its tensors as the plan leaves them, and its modules' classes."""
+def _sizes(text: str | None) -> tuple[int, ...] | None:
+    """Sizes written as 3,224,224.
+
+    >>> _sizes("3,224,224")
+    (3, 224, 224)
+    """
+    if text is None:
+        return None
+    try:
+        sizes = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        sizes = (0,)
+    if min(sizes) < 1:
+        raise ConfigError(f"--input-shape: got {text!r}, expected sizes of a sample, as 3,224,224")
+    return sizes
+
+
+def _read(
+    source: str, plan: Plan | None, shape: tuple[int, ...] | None
+) -> tuple[str, list[TensorRecord], dict[str, str], FrostLine | None]:
+    """What ``source`` is, its tensors under the plan, its modules' classes, its frost line."""
     from frostline.finetune.checkpoints import is_checkpoint, read_listing, skeleton
+    from frostline.finetune.examples import example_shape, find_frost_line, frost_line_of_run
     from frostline.finetune.models import load_model
     from frostline.finetune.networks import BUILTIN
     from frostline.freezing import freeze
     from frostline.report.records import listing_records, model_records, module_types
 
     if source not in BUILTIN and is_checkpoint(source):
+        if shape is not None:
+            raise ConfigError(
+                "--input-shape: a checkpoint holds no code to run; inspect the model it belongs to"
+            )
         listing = read_listing(source)
         if plan is None:
-            return "checkpoint", listing_records(listing), {}
+            return "checkpoint", listing_records(listing), {}, frost_line_of_run(Path(source))
         stand_in = skeleton(listing)
         try:
             held = freeze(stand_in, plan).buffers
@@ -110,10 +154,15 @@ def _read(source: str, plan: Plan | None) -> tuple[str, list[TensorRecord], dict
                 " or inspect the model that it belongs to"
             ) from error
         frozen = {record.name: record.frozen for record in model_records(stand_in, held)}
-        return "checkpoint", listing_records(listing, frozen), {}
+        line = frost_line_of_run(Path(source), plan)
+        return "checkpoint", listing_records(listing, frozen), {}, line
     model = load_model(source)
     held = freeze(model, plan).buffers if plan else ()
-    return "model", model_records(model, held), module_types(model)
+    # Before the trial: lazy modules are shown as they come.
+    records, types = model_records(model, held), module_types(model)
+    shape = shape or (example_shape(source) if plan else None)
+    line = find_frost_line(model, source, shape) if shape else None
+    return "model", records, types, line
 
 
 def _plain(node: Node) -> dict[str, object]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from rich import box
@@ -35,6 +36,7 @@ def tree_table(
     width: int = 80,
     max_depth: int | None = None,
     everything: bool = False,
+    replay: Mapping[str, str] = MappingProxyType({}),
 ) -> Table:
     """Draw a tree.
 
@@ -44,6 +46,7 @@ def tree_table(
         width: columns to fit into: where it is tight, classes are shortened, but not names.
         max_depth: levels below the root to show; None for all.
         everything: show each of several equal blocks, and each buffer, on lines of their own.
+        replay: module name → what replay does with it; a column of its own, unless empty.
 
     >>> from rich.console import Console
     >>> from frostline.report.tree import build_tree
@@ -60,7 +63,7 @@ def tree_table(
        └─ bias     ❄ frozen           4   16 B
     """
     depth = -1 if max_depth is None else max_depth
-    rows = list(_rows([tree], depth=depth, everything=everything, title=title))
+    rows = list(_rows([tree], depth=depth, everything=everything, title=title, replay=replay))
     columns = _columns(rows)
     taken = sum(
         max(cell_len(cell) for cell in (heading, *cells)) + _GAP
@@ -86,7 +89,10 @@ def _columns(rows: list[_Row]) -> dict[str, list[str]]:
         "parameters": [row.parameters for row in rows],
         "bytes": [row.nbytes for row in rows],
         "dtype": [row.dtype for row in rows],
+        "replay": [row.replay for row in rows],
     }
+    if not any(columns["replay"]):
+        del columns["replay"]
     if not rows[0].state:
         del columns["state"]
     if len(set(columns["dtype"]) - {""}) < 2:
@@ -105,6 +111,7 @@ class _Row:
     parameters: str = ""
     nbytes: str = ""
     dtype: str = ""
+    replay: str = ""
 
     def label(self, width: int) -> Text:
         """The first cell, with the detail cut to what fits into ``width``."""
@@ -122,6 +129,7 @@ def _rows(
     *,
     depth: int,
     everything: bool,
+    replay: Mapping[str, str],
     title: str = "",
     guide: str = "",
     below: str = "",
@@ -132,6 +140,7 @@ def _rows(
         run: the module, or the neighbours that repeat it.
         depth: levels still to show; below zero means all.
         everything: as in :func:`tree_table`.
+        replay: as there.
         title: what to call it instead of its name.
         guide: what is drawn of the tree in front of it.
         below: what is drawn of the tree in front of the rows in it.
@@ -147,6 +156,7 @@ def _rows(
         parameters=times + format_count(totals.parameters) if totals.parameters else "",
         nbytes=times + format_bytes(totals.nbytes) if totals.nbytes else "",
         dtype=node.dtypes[0] if len(node.dtypes) == 1 else "mixed" if node.dtypes else "",
+        replay=_replay_of(run, replay),
     )
     if depth == 0:
         return
@@ -161,9 +171,18 @@ def _rows(
             children,
             depth=depth - 1,
             everything=everything,
+            replay=replay,
             guide=below + ("└─ " if is_last else "├─ "),
             below=below + ("   " if is_last else "│  "),
         )
+
+
+def _replay_of(run: list[Node], replay: Mapping[str, str]) -> str:
+    """One cell for all of a run; where they differ, the last one's, with its name."""
+    cells = [replay.get(node.path, "") for node in run]
+    if len(set(cells)) == 1:
+        return cells[0]
+    return f"{run[-1].name}: {cells[-1]}" if cells[-1] else "in part"
 
 
 def _grouped(tensors: tuple[TensorRecord, ...], everything: bool) -> list[list[TensorRecord]]:

@@ -1,4 +1,4 @@
-"""How do four ways of freezing differ? They are run side by side and held against the claims."""
+"""How do ways of freezing differ? They are run side by side and held against the claims."""
 
 from frostline.compare.claims import Claim, weigh
 from frostline.compare.comparison import Comparison

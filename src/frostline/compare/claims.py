@@ -1,11 +1,11 @@
-"""What tutorials say about the four ways, held against what was measured."""
+"""What tutorials say about the four ways, and we of replay, held against what was measured."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from frostline.compare.comparison import Comparison, Way
+from frostline.compare.comparison import Comparison, Replayed, Way
 from frostline.units import format_bytes, format_names, format_seconds
 
 Verdict: TypeAlias = Literal["holds", "holds in part", "does not hold", "within noise"]
@@ -13,10 +13,12 @@ Verdict: TypeAlias = Literal["holds", "holds in part", "does not hold", "within 
 _MOSTLY_OVERHEAD_SECONDS = 1e-3
 """A step that is shorter than this is mostly Python and operator calls, whatever it computes."""
 
+_TOO_SMALL = " A step this short is mostly overhead: judge speed on a larger network."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One sentence of the tutorials, and the evidence.
+    """One sentence of the tutorials, or of ours, and the evidence.
 
     Attributes:
         says: what is claimed.
@@ -56,6 +58,7 @@ def weigh(found: Comparison) -> tuple[Claim, ...]:
         _less_than_nothing_frozen(found),
         _less_than_way_one(found),
         _faster(found),
+        *(_replay(result.replayed, found) for result in found.ways if result.replayed is not None),
     )
 
 
@@ -173,9 +176,34 @@ def _faster(found: Comparison) -> Claim:
         verdict = "within noise"
         measured += " Too close to tell: the middle halves of the times overlap."
     if best.median_seconds < _MOSTLY_OVERHEAD_SECONDS:
-        measured += " A step this short is mostly overhead: judge speed on a larger network."
+        measured += _TOO_SMALL
     return Claim(
         says="Best is faster, as no gradients are computed for what is frozen.",
+        verdict=verdict,
+        measured=measured,
+    )
+
+
+def _replay(replayed: Replayed, found: Comparison) -> Claim:
+    best, replay = found["best"].step_time, found["replay"].step_time
+    same = "the same, bit for bit" if replayed.is_same else "not the same"
+    measured = (
+        f"Once all batches are recorded ({format_bytes(replayed.kept_bytes)}), a step takes"
+        f" {format_seconds(replay.median_seconds)} in replay, {format_seconds(best.median_seconds)}"
+        f" in best; the weights are {same}."
+    )
+    verdict: Verdict = "holds" if replay.median_seconds < best.median_seconds else "does not hold"
+    if not replayed.is_same:
+        verdict = "does not hold"
+    elif replay.overlaps(best):
+        verdict = "within noise"
+        measured += " Too close to tell: the middle halves of the times overlap."
+    if best.median_seconds < _MOSTLY_OVERHEAD_SECONDS:
+        measured += _TOO_SMALL
+    if replayed.why_not is not None:
+        verdict, measured = "does not hold", f"Nothing was replayed here: {replayed.why_not}."
+    return Claim(
+        says="Replay is faster than best, with the same weights: it computes what is frozen once.",
         verdict=verdict,
         measured=measured,
     )

@@ -1,4 +1,4 @@
-"""What came of the four ways: plain results, whatever draws conclusions from them."""
+"""What came of the ways: plain results, whatever draws conclusions from them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,30 @@ from typing import Literal, TypeAlias, get_args
 
 from frostline.measure import Prediction, StepTime
 
-Way: TypeAlias = Literal["none", "grad", "optimizer", "best"]
+Way: TypeAlias = Literal["none", "grad", "optimizer", "best", "replay"]
 """``none``: nothing is frozen. ``grad``: ``requires_grad=False``, the optimizer is given
-everything. ``optimizer``: the optimizer is given only the rest. ``best``: both."""
+everything. ``optimizer``: the optimizer is given only the rest. ``best``: both. ``replay``: both,
+and what is frozen is computed once a sample."""
 
 WAYS: tuple[Way, ...] = get_args(Way)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """What replay did in its way.
+
+    Attributes:
+        kept_bytes: bytes that it keeps for all batches.
+        batches: replayed batches, those that were timed included.
+        is_same: whether all tensors then had the bits that they have in ``best`` after as many
+            steps.
+        why_not: why none was replayed; None if some were.
+    """
+
+    kept_bytes: int
+    batches: int
+    is_same: bool
+    why_not: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +49,7 @@ class WayResult:
         activation_bytes: what the forward pass keeps for backward.
         step_time: duration of a whole step.
         predicted: the same memory, foretold without computing.
+        replayed: what replay did; None in the other ways.
     """
 
     way: Way
@@ -41,6 +61,7 @@ class WayResult:
     activation_bytes: int
     step_time: StepTime
     predicted: Prediction
+    replayed: Replayed | None = None
 
     def moved(self, names: Sequence[str]) -> tuple[str, ...]:
         """Those of ``names`` whose tensor changed."""
@@ -49,7 +70,7 @@ class WayResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The four ways side by side.
+    """The ways side by side.
 
     Attributes:
         ways: one result each, in the order of :data:`WAYS`.

@@ -1,6 +1,7 @@
-"""Four ways to freeze a part of a network, run side by side on the same batches.
+"""Five ways to train with a part of a network frozen, side by side on the same batches.
 
-The first three are written out as tutorials write them, faults included; the last is Frostline's.
+The first three are written out as tutorials write them, faults included; the last two are
+Frostline's: the fourth, and the fourth with replay.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import frostline as fl
-from frostline.compare.comparison import WAYS, Comparison, Way, WayResult
+from frostline.compare.comparison import WAYS, Comparison, Replayed, Way, WayResult
 from frostline.errors import ConfigError, FrostlineError, OptimizerError
 from frostline.finetune.threads import threads
 from frostline.measure import (
@@ -29,10 +30,14 @@ from frostline.measure import (
     step_times,
 )
 from frostline.naming import take_inventory
+from frostline.nests import tensors_in
 from frostline.proof.fingerprint import as_bytes
 from frostline.selection import SelectorLike
 
 Batch = TypeVar("Batch")
+
+_ROUNDS_OF_RECORDING = 3
+"""Times that best and replay go through all batches before they are timed."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,9 +72,10 @@ class Experiment(Generic[Batch]):
 
 
 def compare_ways(experiment: Experiment[Batch]) -> Comparison:
-    """Run the four ways on copies of one model, and measure each.
+    """Run the five ways on copies of one model, and measure each.
 
-    The model, the batches and the CPU's random state are left as they were.
+    Replay is timed when all batches have been recorded and checked, as in later epochs. The
+    model, the batches and the CPU's random state are left as they were.
 
     Raises:
         SelectorError: what to freeze matches nothing.
@@ -92,13 +98,15 @@ def compare_ways(experiment: Experiment[Batch]) -> Comparison:
     with torch.random.fork_rng(devices=[]), threads(experiment.threads):
         runs = [_Run(way, experiment) for way in WAYS]
         changes = [run.train() for run in runs]
+        is_same = _go_on(*(run for run in runs if run.way in ("best", "replay")))
         times = step_times(
             {run.way: run.step for run in runs},
             repeats=experiment.repeats,
             patience_seconds=experiment.patience_seconds,
         )
         results = tuple(
-            run.result(changed, times[run.way]) for run, changed in zip(runs, changes, strict=True)
+            run.result(changed, times[run.way], is_same=is_same)
+            for run, changed in zip(runs, changes, strict=True)
         )
         late_state_bytes = _late_state_bytes(experiment)
     return Comparison(
@@ -120,7 +128,11 @@ class _Run(Generic[Batch]):
         self.model = copy.deepcopy(experiment.model).train()
         _freeze(way, self.model, experiment)
         self.optimizer = self.make_optimizer(self.model)
-        self.batches = itertools.cycle(experiment.batches)
+        self.batches = itertools.cycle(enumerate(experiment.batches))
+        self.replayer = fl.Replayer(self.model) if way == "replay" else None
+        sizes = [_number_of_samples(batch) for batch in experiment.batches]
+        ends = list(itertools.accumulate(sizes))
+        self.samples = [range(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
     def make_optimizer(self, model: nn.Module) -> Optimizer:
         return _make_optimizer(self.way, model, self.experiment)
@@ -128,10 +140,17 @@ class _Run(Generic[Batch]):
     def step(self) -> Tensor:
         """One step, as every tutorial writes it."""
         self.optimizer.zero_grad()
-        loss = self.experiment.loss(self.model, next(self.batches))
+        loss = self.loss(*next(self.batches))
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return loss
+
+    def loss(self, number: int, batch: Batch) -> Tensor:
+        """The forward pass on one of the batches."""
+        if self.replayer is None:
+            return self.experiment.loss(self.model, batch)
+        with self.replayer.samples(self.samples[number]):
+            return self.experiment.loss(self.model, batch)
 
     def train(self) -> dict[str, float]:
         """Take all steps; name → largest absolute change."""
@@ -148,11 +167,13 @@ class _Run(Generic[Batch]):
             )
         return changed
 
-    def result(self, changed: Mapping[str, float], step_time: StepTime) -> WayResult:
+    def result(
+        self, changed: Mapping[str, float], step_time: StepTime, *, is_same: bool
+    ) -> WayResult:
         """What is held right after a step, beside what was found before."""
         held, state = gradient_bytes(self.model), optimizer_state_bytes(self.optimizer)
         self.optimizer.zero_grad()
-        batch, loss = self.experiment.batches[0], self.experiment.loss
+        batch = self.experiment.batches[0]
         tensors = _tensors(self.model)
         return WayResult(
             way=self.way,
@@ -166,10 +187,13 @@ class _Run(Generic[Batch]):
             leftover_gradient_bytes=gradient_bytes(self.model),
             optimizer_state_bytes=state,
             activation_bytes=saved_activations(
-                self.model, lambda: loss(self.model, batch)
+                self.model, lambda: self.loss(0, batch)
             ).activation_bytes,
             step_time=step_time,
-            predicted=predict(self.model, batch, loss, optimizer=self.make_optimizer),
+            predicted=predict(
+                self.model, batch, self.experiment.loss, optimizer=self.make_optimizer
+            ),
+            replayed=None if self.replayer is None else _replayed(self.replayer, is_same),
         )
 
 
@@ -177,7 +201,7 @@ def _freeze(way: Way, model: nn.Module, experiment: Experiment[Batch]) -> None:
     if way == "grad":
         for parameter in fl.select(model, experiment.freeze).parameters:
             parameter.requires_grad = False
-    elif way == "best":
+    elif way in ("best", "replay"):
         fl.freeze(model, experiment.freeze)
 
 
@@ -189,13 +213,44 @@ def _make_optimizer(way: Way, model: nn.Module, experiment: Experiment[Batch]) -
         given = [parameter for parameter in given if id(parameter) not in left_out]
     build = experiment.optimizer
     try:
-        if way == "best":
+        if way in ("best", "replay"):
             return fl.optimizer(build, model, **experiment.options)
         return build(given, **experiment.options)
     except FrostlineError:
         raise
     except (TypeError, ValueError) as error:
         raise OptimizerError(f"{build.__name__} can't be used here: {error}") from error
+
+
+def _number_of_samples(batch: object) -> int:
+    first = next(tensors_in(batch), None)
+    return len(first) if first is not None and first.ndim else 1
+
+
+def _go_on(*runs: _Run[Batch]) -> bool:
+    """Train on for some rounds, each run alike; whether all then hold the same bits.
+
+    In the first round replay records, in the second it checks itself, in the third it replays.
+    """
+    after = []
+    for run in runs:
+        torch.manual_seed(run.experiment.seed)
+        for _ in range(_ROUNDS_OF_RECORDING * len(run.experiment.batches)):
+            run.step()
+        after.append(_tensors(run.model))
+    return all(
+        torch.equal(as_bytes(tensor), as_bytes(other[name]))
+        for other in after[1:]
+        for name, tensor in after[0].items()
+    )
+
+
+def _replayed(replayer: fl.Replayer, is_same: bool) -> Replayed:
+    stats = replayer.stats
+    why_not = None if stats.replayed else replayer.declined or "no batch came as it was recorded"
+    return Replayed(
+        kept_bytes=stats.bytes, batches=stats.replayed, is_same=is_same, why_not=why_not
+    )
 
 
 def _late_state_bytes(experiment: Experiment[Batch]) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,23 @@ from frostline.replay import Replay, Replayer, replay
 from frostline.replay.store import Store
 
 
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """How long the loop took for a batch.
+
+    Attributes:
+        split: number of scans in the split that it is from.
+        scans: number of scans in it.
+        seconds: time from the end of the batch before to the end of its step.
+        is_replayed: whether it was replayed, and not audited.
+    """
+
+    split: int
+    scans: int
+    seconds: float
+    is_replayed: bool
+
+
 class ReplayFeed:
     """A :data:`frostline.finetune.loop.Feed` that replays what is frozen.
 
@@ -26,6 +45,10 @@ class ReplayFeed:
     Args:
         model: frozen in part.
         store: as :func:`frostline.replay` takes it.
+
+    Attributes:
+        replays: what replays, one for each split.
+        timings: one for each batch so far.
 
     >>> import frostline as fl
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
@@ -43,6 +66,7 @@ class ReplayFeed:
         self._model = model
         self._store = store
         self._scans: list[_Scans] = []
+        self.timings: list[Timing] = []
         self.replays: list[Replay] = []
 
     @property
@@ -64,7 +88,20 @@ class ReplayFeed:
             self.replays.append(replayed)
         # Closed with this generator, also when the loop is left in the middle of an epoch.
         with closing(iter(replayed)) as batches:  # type: ignore[type-var]
-            yield from batches
+            start, before = time.perf_counter(), replayed.replayer.stats
+            for batch in batches:
+                yield batch
+                end, after = time.perf_counter(), replayed.replayer.stats
+                self.timings.append(
+                    Timing(
+                        split=len(split),
+                        scans=len(batch[1]),
+                        seconds=end - start,
+                        is_replayed=after.replayed > before.replayed
+                        and after.compared == before.compared,
+                    )
+                )
+                start, before = end, after
 
     def _scans_of(self, split: Split) -> _Scans:
         for known in self._scans:

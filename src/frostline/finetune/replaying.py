@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 from torch import nn
@@ -15,11 +17,10 @@ from frostline.errors import ConfigError, ReplayError
 from frostline.finetune.blame import describe
 from frostline.finetune.config import FinetuneConfig
 from frostline.finetune.data import Task
-from frostline.finetune.feeding import ReplayFeed
+from frostline.finetune.feeding import ReplayFeed, Timing
 from frostline.finetune.loop import Feed, plain_feed
 from frostline.finetune.pretrain import cache_folder
 from frostline.finetune.result import ReplayReport
-from frostline.replay import Replayer
 from frostline.replay.folder_store import FolderStore
 from frostline.replay.frost_line import FrostLine, frost_line
 from frostline.replay.store import Store, open_store
@@ -39,6 +40,7 @@ class Replaying:
         place: ``memory`` or a folder; None if nothing is replayed.
         why_not: why nothing is replayed; None if it is.
         store: what keeps the records; closed by :meth:`close`.
+        trial_seconds: how long it took to decide.
     """
 
     feed: Feed = plain_feed
@@ -46,6 +48,7 @@ class Replaying:
     place: str | None = None
     why_not: str | None = None
     store: Store | None = None
+    trial_seconds: float = 0.0
 
     def report(self) -> ReplayReport:
         """What was replayed so far, in this process."""
@@ -60,22 +63,20 @@ class Replaying:
             plain=sum(each.plain for each in stats),
             skipped_share=self.line.skipped_share if self.line and replayed else 0.0,
             kept_bytes=self.store.nbytes if self.store is not None else 0,
-            saved_seconds=self._saved_seconds(replayers) if replayed else 0.0,
+            saved_seconds=self._saved_seconds() if replayed else 0.0,
             why_not=None if replayed else self.why_not or declined or "no scan came twice",
         )
+
+    def _saved_seconds(self) -> float:
+        if not isinstance(self.feed, ReplayFeed) or self.line is None:
+            return 0.0
+        faster = self.line.forward_seconds - (self.line.replayed_seconds or 0.0)
+        return saved_seconds(self.feed.timings, faster / self.line.samples) - self.trial_seconds
 
     def close(self) -> None:
         """Write out what was recorded, and let go of the store."""
         if self.store is not None:
             self.store.close()
-
-    def _saved_seconds(self, replayers: list[Replayer]) -> float:
-        """What the replayed passes would have taken, less what they took; from the trial."""
-        line = self.line
-        if line is None or line.replayed_seconds is None:
-            return 0.0
-        passes = sum(r.stats.replayed - r.stats.compared for r in replayers)
-        return passes * (line.forward_seconds - line.replayed_seconds)
 
 
 def decide_replay(
@@ -101,6 +102,7 @@ def decide_replay(
         store = open_store(place)
     except ReplayError as error:
         raise ConfigError(f"--replay: {error}") from error
+    start = time.perf_counter()
     scans = len(task.train) + len(task.held_out)
     model.train()
     try:
@@ -125,7 +127,13 @@ def decide_replay(
         f"replay: about {format_bytes(needed)} will be kept in {place}"
         f" ({format_bytes(line.bytes_per_sample)} for each of {scans} scans)"
     )
-    return Replaying(feed=ReplayFeed(model, store), line=line, place=str(place), store=store)
+    return Replaying(
+        feed=ReplayFeed(model, store),
+        line=line,
+        place=str(place),
+        store=store,
+        trial_seconds=time.perf_counter() - start,
+    )
 
 
 def why_not_worth_it(
@@ -159,6 +167,33 @@ def why_not_worth_it(
             f" {format_seconds(forward_seconds)}"
         )
     return None
+
+
+def saved_seconds(timings: Sequence[Timing], faster_seconds: float) -> float:
+    """What replay saved over these batches, estimated; below 0 if it cost more than it saved.
+
+    A plain batch is taken to last as long as a replayed one and what a trial showed replay to be
+    faster by. What recording and checking took is in the batches in which it was done.
+
+    Args:
+        timings: all batches that went through the loop.
+        faster_seconds: time of a plain forward pass less that of a replayed one, for each scan.
+
+    >>> slow, fast = (
+    ...     Timing(split=8, scans=8, seconds=seconds, is_replayed=seconds < 4)
+    ...     for seconds in (5.0, 1.0)
+    ... )
+    >>> saved_seconds([slow, fast, fast, fast], 0.25)
+    4.0
+    """
+    saved = 0.0
+    for split in {timing.split for timing in timings}:
+        own = [timing for timing in timings if timing.split == split]
+        replayed = [timing.seconds / timing.scans for timing in own if timing.is_replayed]
+        if replayed:
+            plain = median(replayed) + faster_seconds
+            saved += sum(plain * timing.scans - timing.seconds for timing in own)
+    return saved
 
 
 def replay_folder() -> Path:

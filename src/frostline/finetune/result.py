@@ -100,8 +100,8 @@ class ReplayReport:
         plain: batches that were computed and not recorded.
         skipped_share: share of the forward time that a replayed batch leaves out, from 0 to 1.
         kept_bytes: bytes of the store; of a folder, of all runs together.
-        saved_seconds: estimate of the time that it saved: batches replayed, times what one took
-            less in a trial before the first step.
+        saved_seconds: estimate of the time that it saved, after what trials, recording and checks
+            took; below 0 if that was more.
         why_not: why nothing was replayed; None if something was.
     """
 

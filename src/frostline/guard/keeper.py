@@ -189,8 +189,8 @@ class Keeper:
 
     def _judge(self, entry: Watched, change: Change, step: int) -> Violation | None:
         """Name the writer, and put the value back or take the new one as it is."""
-        if entry.was_let_go():
-            # Thawed and frozen again: what it held under the old freeze is no evidence.
+        if entry.was_let_go() or self._has_another_pin(entry):
+            # Thawed, perhaps frozen again: what it held under the old freeze is no evidence.
             self._take_anew(entry, step)
             return None
         placed = self._timeline.place(entry.well_until())
@@ -224,8 +224,20 @@ class Keeper:
             self.arm(step)
         return violation
 
+    def _has_another_pin(self, entry: Watched) -> bool:
+        """Whether a buffer was let go: a thaw takes its module's pin, a freeze sets a new one."""
+        if entry.name not in self._pins:  # a parameter
+            return False
+        return _holding_pin(entry.witness.alias) is not self._pins[entry.name]
+
     def _take_anew(self, entry: Watched, step: int) -> Watched | None:
         now = entry.now()
+        if entry.name in self._pins:
+            pin = _holding_pin(entry.witness.alias)
+            if pin is None:
+                now = None  # it trains
+            else:
+                self._pins[entry.name] = pin
         if now is None:
             del self.watched[entry.name]
             self.arm(step)

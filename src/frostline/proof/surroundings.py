@@ -7,20 +7,24 @@ at the global names that it mentions, one level deep.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator
+from random import Random
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 # Exactly these: a subclass may do what it likes when it is copied or filled.
 _CONTAINERS = (dict, list, set, deque, OrderedDict, defaultdict, Counter)
+GENERATORS = (torch.Generator, Random, np.random.Generator, np.random.RandomState)
 _SCALARS = (bool, int, float, complex, str, bytes, type(None))
 _NO_STATE = (
-    nn.Module, Tensor, torch.Generator, ModuleType, FunctionType, MethodType, BuiltinFunctionType, type, property,
+    nn.Module, Tensor, ModuleType, FunctionType, MethodType, BuiltinFunctionType, type, property,
 )  # fmt: skip
 _LIBRARIES = ("torch.", "numpy.", "builtins.", "typing.", "collections.")
 
@@ -40,7 +44,7 @@ class Surroundings:
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._containers: dict[int, tuple[Any, Any]] = {}
-        self._generators: list[tuple[torch.Generator, Tensor]] = []
+        self._generators: list[tuple[Any, Any]] = []
         self._cells: list[tuple[CellType, Any]] = []
         self._globals: list[tuple[dict[str, Any], str, Any]] = []
         self._seen: set[int] = set()
@@ -50,6 +54,11 @@ class Surroundings:
             for function in _functions_of(module):
                 self._look_into(function)
 
+    @property
+    def generators(self) -> list[Any]:
+        """Random generators of their own, of torch, Python and NumPy."""
+        return [generator for generator, _ in self._generators]
+
     def plain_values(self) -> list[tuple[str, Any]]:
         """Plain values in closures and global variables, by name, as they are by now."""
         cells = [("a closure's value", _content(cell)) for cell, _ in self._cells]
@@ -58,10 +67,10 @@ class Surroundings:
 
     def restore(self) -> None:
         """Put all of it back."""
-        for container, copy in self._containers.values():
-            _refill(container, copy)
+        for container, content in self._containers.values():
+            _refill(container, content)
         for generator, state in self._generators:
-            generator.set_state(state)
+            _set_generator(generator, state)
         for cell, value in self._cells:
             cell.cell_contents = value
         for names, name, value in self._globals:
@@ -108,9 +117,10 @@ class Surroundings:
                 self._keep(value)
 
     def _keep(self, value: Any) -> None:
-        if isinstance(value, torch.Generator):
-            self._generators.append((value, value.get_state()))
-        if isinstance(value, _NO_STATE) or isinstance(value, _SCALARS):
+        if isinstance(value, GENERATORS):
+            self._generators.append((value, generator_state(value)))
+            return
+        if isinstance(value, (*_NO_STATE, *_SCALARS)):
             return
         if type(value) in _CONTAINERS:
             self._containers.setdefault(id(value), (value, value.copy()))
@@ -121,6 +131,24 @@ class Surroundings:
             for inner in held.values():
                 if type(inner) in _CONTAINERS:
                     self._containers.setdefault(id(inner), (inner, inner.copy()))
+
+
+def generator_state(generator: Any) -> Any:
+    """The state of one of :data:`GENERATORS`; equal states compare equal as bytes."""
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, np.random.Generator):
+        return copy.deepcopy(generator.bit_generator.state)
+    return generator.getstate() if isinstance(generator, Random) else generator.get_state()
+
+
+def _set_generator(generator: Any, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
 
 
 def _content(cell: CellType) -> Any:

@@ -43,9 +43,9 @@ class Snapshot:
 
     Held are parameters, buffers and tensors in plain attributes (content and identity), gradients,
     ``requires_grad``, every attribute of every module, hooks and configurations included, the
-    random states of Python, NumPy and torch, and what the code of hooks and of ``forward`` reaches by closures and
-    global names (:mod:`frostline.proof.surroundings`). What is done elsewhere (files, other
-    processes) stays done.
+    random states of Python, NumPy and torch, and what the code of hooks and of ``forward`` reaches
+    by closures and global names (:mod:`frostline.proof.surroundings`). What is done elsewhere
+    (files, other processes) stays done.
 
     Args:
         model: the model.

@@ -185,7 +185,7 @@ class _Trial:
     @property
     def plan(self) -> Plan | None:
         """The cut that was settled on."""
-        plans = self.replayer.passes._plans()
+        plans = self.replayer.passes.table.plans
         return plans[-1] if plans else None
 
     @property

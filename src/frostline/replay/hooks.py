@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 _HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks")
@@ -10,22 +12,18 @@ _HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks")
 _HARMLESS = ("frostline.", "transformers.")
 
 
-def foreign_hooks(module: nn.Module) -> list[str]:
-    """Names of the forward hooks on a module that may have effects of their own.
+def foreign_hooks(module: nn.Module) -> list[Any]:
+    """The forward hooks on a module that may have effects of their own.
 
     >>> from torch import nn
     >>> layer = nn.Linear(2, 2)
-    >>> handle = layer.register_forward_hook(lambda module, args, output: None)
+    >>> handle = layer.register_forward_hook(print)
     >>> foreign_hooks(layer)
-    ['<lambda>']
+    [<built-in function print>]
     """
     hooks = [hook for table in _HOOK_TABLES for hook in getattr(module, table).values()]
-    return [_name(hook) for hook in hooks if not _home(hook).startswith(_HARMLESS)]
+    return [hook for hook in hooks if not _home(hook).startswith(_HARMLESS)]
 
 
 def _home(hook: object) -> str:
     return f"{getattr(hook, '__module__', None) or type(hook).__module__}."
-
-
-def _name(hook: object) -> str:
-    return getattr(hook, "__name__", type(hook).__name__)

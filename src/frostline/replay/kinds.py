@@ -18,7 +18,8 @@ from frostline.replay.plan import NotPerSample, Plan
 from frostline.replay.regroup import Recorded
 from frostline.replay.runner import TopLevel
 from frostline.replay.store import Store
-from frostline.replay.watch import Mark, Setting, Weights, look
+from frostline.replay.watch import Setting, look
+from frostline.replay.weights import Weights
 
 ROUNDS = 32
 """Cuts that are tried for one kind of pass before it is given up."""
@@ -96,8 +97,19 @@ class Kind:
     def forget_records(self) -> None:
         """What was recorded is of another cut."""
         self.known.clear()
+        self.recent.clear()
         self.groupings.clear()
         self.remembered.clear()
+
+    def rewritten(self, *, quick: bool) -> str | None:
+        """The name of a tensor whose content is not what the recorded values were computed with.
+
+        Args:
+            quick: whether content is looked at only where a tensor's version has moved.
+        """
+        if self.weights is None:
+            return None
+        return self.weights.changed() if quick else self.weights.check_content()
 
     def give_up(self, why: str | None) -> None:
         """Replay passes of this kind no more."""
@@ -147,27 +159,15 @@ def plan_kind(kind: Kind, call: TopLevel, samples: int, store: Store) -> None:
 
 
 def refuse_counting(kind: Kind, setting: Setting) -> bool:
-    """Refuse planned calls that change an attribute of theirs each time; whether there are any.
-
-    A tensor that is set and never used, such as a state for generation, is not minded.
-    """
+    """Refuse planned calls that change an attribute of theirs each time; whether there are any."""
     planned = [] if kind.plan is None else [s.planned.call.module for s in kind.plan.stations]
     owners = {id(below): below for module in planned for below in module.modules()}
     if setting.owner not in owners:
-        return False
-    if isinstance(setting.value, Mark) and not _is_read(kind.graph, owners[setting.owner], setting):
         return False
     for call in kind.graph.calls:
         if id(call.module) == setting.owner:
             call.effect = f"its attribute {setting.name!r} changes every time it runs"
     return True
-
-
-def _is_read(graph: Graph, owner: nn.Module, setting: Setting) -> bool:
-    places = [call.place.name for call in graph.calls if call.module is owner]
-    names = {f"{name}.{setting.name}" if name else setting.name for name in places}
-    values = {value for value, name in graph.names.items() if name in names}
-    return any(value in values for operation in graph.operations for value in operation.reads)
 
 
 def key_of(call: TopLevel, state: int) -> Any:

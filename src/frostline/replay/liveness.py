@@ -108,7 +108,10 @@ class Liveness:
             if escape.value not in self.constant:
                 self._refuse_around(escape.call, f"it branches on content ({escape.how})")
         for index, call in enumerate(graph.calls):
-            if any(value in self.live for value in call.results):
+            varying = [v for v in call.results if v in self._exclusions.varying]
+            if varying:
+                self._refuse(index, self._exclusions.varying[varying[0]])
+            elif any(value in self.live for value in call.results):
                 self._refuse(index, "what it returns depends on what trains, or needs a gradient")
         self._refuse_side_channels()
 

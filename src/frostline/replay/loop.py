@@ -226,7 +226,7 @@ class Replay:
         self._memory.learn(ids, batch, unneeded)
 
     def _end_of_epoch(self) -> None:
-        self.replayer.passes.flush()
+        self.replayer.passes.end_epoch()
         if not self._is_evicted and self.replayer.stats.replayed:
             self.replayer.passes.evict()
             self._is_evicted = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from types import FunctionType, MethodType, ModuleType
@@ -144,8 +145,10 @@ def _copy(value: Any) -> Any:
         return copy.copy(value)
     filled = type(value).__new__(type(value))
     filled.__dict__.update(value.__dict__)
+    # Past __setitem__ of its own; an OrderedDict keeps its order elsewhere than a dict.
+    put = OrderedDict.__setitem__ if isinstance(value, OrderedDict) else dict.__setitem__
     for key, held in value.items():
-        dict.__setitem__(filled, key, held)
+        put(filled, key, held)
     return filled
 
 

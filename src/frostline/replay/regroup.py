@@ -64,7 +64,7 @@ def shifts(samples: int) -> list[int]:
     the more samples have been at the end, the surer.
 
     >>> shifts(5)
-    [2, 4, 1, 3]
+    [2, 4, 3, 1]
     """
     half = max(1, samples // 2)
     return sorted(range(1, max(2, samples)), key=lambda s: ((s - half) % 2, (s - half) % samples))

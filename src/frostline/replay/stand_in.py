@@ -33,6 +33,13 @@ class StandIn:
         """Have the call made."""
         return self._handle(self._name, self._module, self._forward, args, kwargs)
 
+    @staticmethod
+    def behind(forward: Any) -> Any:
+        """What an instance's ``forward`` is without stand-ins; None for the class's own."""
+        while isinstance(forward, StandIn):
+            forward = forward._before
+        return forward
+
     def put_back(self) -> None:
         """Leave the module as it was."""
         if vars(self._module).get("forward") is not self:

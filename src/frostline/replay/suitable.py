@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from frostline.naming import walk_modules
 
@@ -14,18 +15,23 @@ def unsuitable(model: nn.Module) -> str | None:
     """Why no pass of this model can be replayed; None if nothing speaks against it.
 
     >>> from torch import nn
-    >>> unsuitable(nn.Linear(2, 2)) is None
-    True
+    >>> unsuitable(nn.Linear(2, 2))
+    'nothing in the model is frozen: freeze a part of it first'
     """
+    if _global_forward_hooks or _global_forward_pre_hooks:
+        return (
+            "a hook for all modules is registered (torch.nn.modules.module), which would not see"
+            " the calls that are left out"
+        )
     for name, module in walk_modules(model):
         where = name or "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            return f"{where} is a TorchScript program, whose calls can't be seen"
         if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
             return (
                 f"{where} is compiled, so its modules are no longer called one by one."
                 " Replay the model as it was before torch.compile"
             )
-        if isinstance(module, torch.jit.ScriptModule):
-            return f"{where} is a TorchScript program, whose calls can't be seen"
         if type(module).__name__ in {"DataParallel", "FullyShardedDataParallel", "DeepSpeedEngine"}:
             return (
                 f"{where} is wrapped in {type(module).__name__}, which moves or copies its modules."

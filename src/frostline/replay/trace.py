@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from frostline.proof.fingerprint import has_plain_content
+from frostline.proof.surroundings import Surroundings, generator_state
 from frostline.proof.traceless import same_bits
 from frostline.replay.graph import Call, Escape, Graph, Operation, Place
 from frostline.replay.hooks import foreign_hooks
@@ -66,6 +67,9 @@ class _Tracer:
         self._memory = Memory(model, self.graph)
         self._turns: Counter[str] = Counter()
         self._stack: list[int] = []
+        every = Surroundings(model.modules()).generators
+        # Those of torch are seen at the operations that draw from them.
+        self._generators = [own for own in every if not isinstance(own, torch.Generator)]
 
     def top_level(
         self, name: str, module: nn.Module, forward: Forward, args: Any, kwargs: Any
@@ -102,7 +106,7 @@ class _Tracer:
             for key, buffer in module._buffers.items()
             if buffer is not None
         }
-        before = _python_randomness()
+        before = self._randomness()
         self._memory.enter()
         self._stack.append(index)
         start = time.perf_counter()
@@ -123,7 +127,7 @@ class _Tracer:
             if module._buffers.get(key) is not buffer or not same_bits(buffer, content)
         ]
         call.template = rebuild(output, (torch.empty(0) for _ in nest.tensors))
-        if before != _python_randomness():
+        if before != self._randomness():
             call.effect = "it draws random numbers of Python or NumPy"
         elif moved:
             call.effect = f"its buffer {moved[0]!r} changes as it runs"
@@ -137,6 +141,9 @@ class _Tracer:
             kind = type(nest.opaque[0] if nest.opaque else output).__name__
             call.unfit = f"it returns an object of class {kind}, which can't be made anew"
         return output
+
+    def _randomness(self) -> bytes:
+        return _python_randomness(self._generators)
 
     def before_operation(self, func: Any, args: Any, kwargs: Any) -> None:
         """What an operation is about to write is noted while it is still there."""
@@ -259,8 +266,10 @@ def _position(tensor: Tensor, given: list[Tensor]) -> int | None:
     return None
 
 
-def _python_randomness() -> tuple[Any, ...]:
-    return random.getstate(), pickle.dumps(np.random.get_state())
+def _python_randomness(own: list[Any]) -> bytes:
+    """The state of Python's and NumPy's generators, and of those that the model has."""
+    states = [generator_state(generator) for generator in own]
+    return pickle.dumps((random.getstate(), np.random.get_state(), states))
 
 
 def _torch_randomness(given: Any) -> list[Tensor]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
 from frostline.freezing.modes import pin_of
-from frostline.proof import fingerprint
 from frostline.proof.surroundings import Surroundings
+from frostline.replay.hooks import foreign_hooks
+from frostline.replay.stand_in import StandIn
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {"forward"}
 
@@ -40,7 +41,8 @@ class State(NamedTuple):
 
     Attributes:
         tensors: for each parameter which object it is, and whether it trains.
-        modes: for each module which object it is, and its ``training``.
+        modes: for each module which object it is, its class, ``training``, replaced ``forward``
+            and hooks.
         settings: plain values in the attributes of modules and of their configurations, and in
             global variables that their code mentions.
     """
@@ -75,7 +77,9 @@ def look(model: nn.Module) -> State:
         pin = pin_of(module)
         # A pinned module runs in eval mode, whatever model.train() has said since.
         is_training = held["training"] and not (pin is not None and pin.wish.eval_mode)
-        modes.append((id(module), is_training))
+        hooks = foreign_hooks(module)
+        forward = StandIn.behind(held.get("forward"))
+        modes.append((id(module), type(module), is_training, forward, tuple(map(id, hooks))))
         for parameter in held["_parameters"].values():
             if parameter is not None:
                 tensors.append((id(parameter), parameter.requires_grad))
@@ -90,7 +94,12 @@ def look(model: nn.Module) -> State:
                 settings.append(Setting(owner, key, Mark(id(value), value._version)))
             elif kind in _COLLECTIONS:
                 settings.append(Setting(owner, key, _frozen(value)))
-            elif id(value) not in seen and not isinstance(value, nn.Module):
+            elif key == "_frostline_replays" or isinstance(value, nn.Module):
+                continue
+            else:
+                settings.append(Setting(owner, key, ("object", id(value))))
+                if id(value) in seen:
+                    continue
                 seen.add(id(value))
                 for inner, plain in (getattr(value, "__dict__", None) or {}).items():
                     if type(plain) in _PLAIN:
@@ -171,13 +180,16 @@ class _Slots:
 
     def __init__(self, model: nn.Module, ignored: set[tuple[int, str]]) -> None:
         self._modules = list(model.modules())
-        self._sizes = [len(vars(module)) for module in self._modules]
+        self._held = [(module, vars(module)) for module in self._modules]
+        self._sizes = self._count()
         self._places: list[tuple[dict[str, Any], str]] = []
         self._mutable: list[tuple[Any, Any]] = []
         for module in self._modules:
             held = vars(module)
             for part in (held["_modules"], held["_parameters"]):
                 self._places += [(part, key) for key in part]
+            for hooks in (module._forward_hooks, module._forward_pre_hooks):
+                self._places += [(cast("dict[str, Any]", hooks), cast(str, key)) for key in hooks]
             self._places.append((held, "training"))
             for key, value in held.items():
                 if key in _OF_EVERY_MODULE or (id(module), key) in ignored:
@@ -193,9 +205,22 @@ class _Slots:
         return (
             all(map(operator.is_, [held.get(key) for held, key in self._places], self._values))
             and [parameter.requires_grad for parameter in self._parameters] == self._trains
-            and [len(vars(module)) for module in self._modules] == self._sizes
+            and self._count() == self._sizes
             and all(_mark(value) == mark for value, mark in self._mutable)
         )
+
+    def _count(self) -> list[Any]:
+        """Sizes of all the places, classes, and forwards that are not the classes' own."""
+        return [
+            (
+                type(module),
+                len(held) - ("forward" in held),
+                len(held["_modules"]),
+                len(held["_forward_hooks"]) + len(held["_forward_pre_hooks"]),
+                StandIn.behind(held.get("forward")),
+            )
+            for module, held in self._held
+        ]
 
     def have_same_modules(self) -> bool:
         """Whether the modules are the same objects."""
@@ -236,42 +261,3 @@ def changed_settings(before: State, after: State) -> list[Setting]:
     known = {(setting.owner, setting.name): setting.value for setting in before.settings}
     missing = object()
     return [s for s in after.settings if known.get((s.owner, s.name), missing) != s.value]
-
-
-class Weights:
-    """Tensors that must not change while what was computed with them is replayed.
-
-    Their versions are compared before every pass, their content when a version moved or when
-    :meth:`check_content` is called: fused optimizers, ``.data`` and NumPy move no version.
-    """
-
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self._tensors = tensors
-        self._versions = self._look()
-        self._addresses: list[int] | None = None
-        self.fingerprints = {name: fingerprint(tensor) for name, tensor in tensors.items()}
-
-    def changed(self) -> str | None:
-        """The name of a tensor whose content changed, as far as versions tell."""
-        return None if self._look() == self._versions else self.check_content()
-
-    def check_content(self) -> str | None:
-        """The name of a tensor whose content changed."""
-        has_moved = self._versions != self._look()
-        if self._addresses is not None and not has_moved and self._addresses == self._where():
-            return None  # to read what was evicted would bring it back
-        self._versions = self._look()
-        for name, tensor in self._tensors.items():
-            if fingerprint(tensor) != self.fingerprints[name]:
-                return name
-        return None
-
-    def trust_addresses(self) -> None:
-        """From now on take content for the same while it lies at the same place."""
-        self._addresses = self._where()
-
-    def _where(self) -> list[int]:
-        return [tensor.data_ptr() for tensor in self._tensors.values()]
-
-    def _look(self) -> list[int]:
-        return [tensor._version for tensor in self._tensors.values()]

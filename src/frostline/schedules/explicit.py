@@ -50,7 +50,7 @@ class Phase:
                 "explicit: a phase begins at an 'epoch', at a 'step' or after a 'stall', exactly"
                 f" one of them; got {given or 'none'} for train: {list(train)}"
             )
-        whole("explicit", given[0], getattr(self, given[0]), least=int(given[0] == "stall"))
+        whole("explicit", given[0], getattr(self, given[0]), least=1 if given[0] == "stall" else 0)
         for selector, factor in self.rates.items():
             number("explicit", f"the rate of '{selector}'", factor, above=0)
 

@@ -1,0 +1,182 @@
+"""One pass of a kind that has a plan: recorded, replayed, or both and compared."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from frostline.errors import ReplayError
+from frostline.proof.traceless import Snapshot
+from frostline.replay.audits import Audits
+from frostline.replay.catcher import Catcher
+from frostline.replay.frame import Frame, Irregular
+from frostline.replay.kind_table import KindTable
+from frostline.replay.kinds import Kind, plan_kind
+from frostline.replay.plan import Plan
+from frostline.replay.proving import prove_by_mixtures
+from frostline.replay.regroup import Recorded, compare, judge_output
+from frostline.replay.runner import TopLevel, run_frame, try_frame
+from frostline.replay.store import Store
+
+
+class Making:
+    """Makes passes, and keeps count.
+
+    Args:
+        table: the kinds of pass.
+        store: where records go.
+        catcher: catches the calls of planned modules.
+        audits: says which replays are compared.
+
+    Attributes:
+        counts: passes recorded, replayed, plain and compared.
+        since_check: passes replayed since the frozen tensors' contents were looked at.
+        has_changed: whether a pass of the batch had known samples with other contents.
+    """
+
+    def __init__(self, table: KindTable, store: Store, catcher: Catcher, audits: Audits) -> None:
+        self.counts: Counter[str] = Counter()
+        self.since_check = 0
+        self.has_changed = False
+        self._table = table
+        self._store = store
+        self._catcher = catcher
+        self._audits = audits
+
+    def plainly(self, call: TopLevel) -> Any:
+        """Make a call as ever."""
+        self.counts["plain"] += 1
+        return call.run()
+
+    def make(
+        self, kind: Kind, plan: Plan, call: TopLevel, ids: tuple[int, ...], *, is_audit: bool
+    ) -> Any:
+        """Make a call, or stand in for as much of it as can be.
+
+        Args:
+            kind: its kind.
+            plan: the kind's plan.
+            call: the call.
+            ids: the samples.
+            is_audit: whether a replay is to be compared in any case.
+
+        Raises:
+            ReplayError: an audit found that what was replayed is not what is computed.
+        """
+        is_known = kind.known.issuperset(ids)
+        is_proven = plan.proofs > 0 or (kind.has_output_proof and ids in kind.groupings)
+        is_audit = is_audit or self._audits.is_due(kind.replayed + 1)
+        if is_known and (is_audit or not is_proven):
+            return self._compared(kind, plan, call, ids)
+        if not is_proven:
+            return self._recorded(kind, plan, call, ids)
+        return self._replayed(kind, plan, call, ids)
+
+    def by_name(self, kind: Kind, plan: Plan, call: TopLevel, ids: tuple[int, ...]) -> Any:
+        """Replay a pass whose inputs were not loaded.
+
+        Raises:
+            Irregular: it can't be done; the model is as it was before.
+        """
+        remembered = list(zip(*(kind.remembered[name] for name in ids), strict=True))
+        before = Snapshot(call.model, parameters=False) if plan.is_risky else None
+        try:
+            output, _ = run_frame(plan, call, ids, "replay", self._catcher, remembered=remembered)
+        except Irregular as irregular:
+            if before is not None:
+                before.restore()
+            self._stray(kind, irregular.why)
+            raise
+        self._count_replay(kind)
+        return output
+
+    def _recorded(self, kind: Kind, plan: Plan, call: TopLevel, ids: tuple[int, ...]) -> Any:
+        is_to_be_proven = plan.proofs == 0 and kind.can_be_mixed
+        batch = Recorded(call.kept(), ids) if is_to_be_proven else None
+        earlier = self._table.earlier_plan(call, len(ids))
+        output, frame = run_frame(plan, call, ids, "record", self._catcher, earlier=earlier)
+        self._keep(kind, frame, ids)
+        if batch is not None and frame.irregular is None:
+            kind.recent.append(batch)
+            if len(kind.recent) == 2:
+                prove_by_mixtures(kind, len(ids), self._store, self._catcher)
+                kind.recent = kind.recent[1:]
+        return output
+
+    def _keep(self, kind: Kind, frame: Frame, ids: tuple[int, ...]) -> None:
+        frame.commit()
+        if frame.irregular is not None:
+            self.counts["plain"] += 1
+            self._stray(kind, frame.irregular)
+            return
+        self.counts["recorded"] += 1
+        kind.remember(ids, frame.keys)
+        kind.known.update(ids)
+        kind.groupings.add(ids)
+
+    def _stray(self, kind: Kind, why: str) -> None:
+        kind.strays += 1
+        if kind.strays >= 3 and kind.strays > kind.replayed:
+            kind.give_up(f"passes do not all go the same way: {why}")
+
+    def _replayed(self, kind: Kind, plan: Plan, call: TopLevel, ids: tuple[int, ...]) -> Any:
+        before = Snapshot(call.model, parameters=False) if plan.is_risky else None
+        was_known = kind.known.issuperset(ids)
+        earlier = None if was_known else self._table.earlier_plan(call, len(ids))
+        try:
+            output, frame = run_frame(plan, call, ids, "replay", self._catcher, earlier=earlier)
+        except Irregular as irregular:
+            if before is not None:
+                before.restore()
+            self._stray(kind, irregular.why)
+            return self.plainly(call)
+        if frame.mode == "record":
+            self._keep(kind, frame, ids)
+            self.has_changed |= was_known
+        else:
+            frame.commit()
+            kind.remember(ids, frame.keys)
+            self._count_replay(kind)
+        return output
+
+    def _count_replay(self, kind: Kind) -> None:
+        kind.replayed += 1
+        self.since_check += 1
+        self.counts["replayed"] += 1
+
+    def _compared(self, kind: Kind, plan: Plan, call: TopLevel, ids: tuple[int, ...]) -> Any:
+        """Replay for trial, compute for real, and hold the one against the other."""
+        try:
+            replayed, _ = try_frame(plan, call, ids, "try", self._catcher)
+        except Irregular:
+            self.has_changed = True
+            return self._recorded(kind, plan, call, ids)
+        output, frame = run_frame(plan, call, ids, "capture", self._catcher)
+        if frame.irregular is not None:
+            self._keep(kind, frame, ids)
+            return output
+        self.counts["compared"] += 1
+        differing = compare(plan, frame.seen, kind.exclusions)
+        verdict = judge_output(plan, replayed, output, kind.exclusions)
+        if differing is None and verdict.holds:
+            kind.has_output_proof = True
+            plan.proofs += ids not in kind.groupings
+            self._count_replay(kind)
+            return output
+        rewritten = self._table.rewritten()
+        if rewritten is not None:
+            self._table.forget(rewritten)
+            return output
+        if kind.replayed:
+            where = differing.planned.call.place if differing is not None else "the model's output"
+            raise ReplayError(
+                f"an audit found that what was replayed is not what is computed now: {where}"
+                f" differs, after {kind.replayed} replayed batches. Something outside of the model"
+                " and its inputs changed what the frozen part computes; train without replay"
+            )
+        if differing is None and not verdict.exclusions:
+            kind.give_up(verdict.why)
+        else:
+            plan_kind(kind, call, len(ids), self._store)
+            kind.forget_records()
+        return output

@@ -1,0 +1,46 @@
+"""Frozen tensors, watched while what was computed with them is replayed."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from frostline.proof import fingerprint
+
+
+class Weights:
+    """Tensors that must not change while what was computed with them is replayed.
+
+    Their versions are compared before every pass, their content when a version moved or when
+    :meth:`check_content` is called: fused optimizers, ``.data`` and NumPy move no version.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self._tensors = tensors
+        self._versions = self._look()
+        self._addresses: list[int] | None = None
+        self.fingerprints = {name: fingerprint(tensor) for name, tensor in tensors.items()}
+
+    def changed(self) -> str | None:
+        """The name of a tensor whose content changed, as far as versions tell."""
+        return None if self._look() == self._versions else self.check_content()
+
+    def check_content(self) -> str | None:
+        """The name of a tensor whose content changed."""
+        has_moved = self._versions != self._look()
+        if self._addresses is not None and not has_moved and self._addresses == self._where():
+            return None  # to read what was evicted would bring it back
+        self._versions = self._look()
+        for name, tensor in self._tensors.items():
+            if fingerprint(tensor) != self.fingerprints[name]:
+                return name
+        return None
+
+    def trust_addresses(self) -> None:
+        """From now on take content for the same while it lies at the same place."""
+        self._addresses = self._where()
+
+    def _where(self) -> list[int]:
+        return [tensor.data_ptr() for tensor in self._tensors.values()]
+
+    def _look(self) -> list[int]:
+        return [tensor._version for tensor in self._tensors.values()]
