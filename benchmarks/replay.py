@@ -83,7 +83,7 @@ def main() -> None:
     scale = Scale(
         jobs=tuple(chosen.model or JOBS),
         samples=4 * BATCH if chosen.quick else 56 * BATCH,
-        epochs=4 if chosen.quick else 10,
+        epochs=7 if chosen.quick else 10,
         repeats=1 if chosen.quick else chosen.repeats,
         width=384 if chosen.quick else 768,
         threads=chosen.threads,

@@ -50,6 +50,10 @@ class ScheduleError(FrostlineError, ValueError):
     """A schedule can't be read, or does not suit the model, the run or a saved state."""
 
 
+class CheckpointError(FrostlineError, ValueError):
+    """A checkpoint or a delta can't be read, is damaged, or belongs to another model."""
+
+
 class ModelSourceError(FrostlineError, ValueError):
     """A model could not be loaded from the name, path or factory that was given."""
 

@@ -158,11 +158,11 @@ def test_help_names_every_command(arguments: list[str], capsys: pytest.CaptureFi
     out, err = capsys.readouterr()
     listed = re.findall(r"^│ (\w+) ", out, re.MULTILINE)
     assert listed[:3] == ["finetune", "compare", "inspect"]
-    assert len(listed) == len(cli.app.registered_commands)
+    assert len(listed) == len(cli.app.registered_commands) + len(cli.app.registered_groups)
     assert err == ""
 
 
-@pytest.mark.parametrize("command", ["", "finetune", "compare", "inspect"])
+@pytest.mark.parametrize("command", ["", "finetune", "compare", "inspect", "cache"])
 def test_every_help_has_an_example_and_the_next_command(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from frostline.cli import app
 from frostline.cli.compare_view import show
 from frostline.compare.claims import Claim
-from frostline.compare.comparison import Comparison, Way, WayResult
+from frostline.compare.comparison import Comparison, Replayed, Way, WayResult
 from frostline.measure import Prediction, StepTime
 
 FC1 = ("fc1.weight", "fc1.bias")
@@ -33,7 +33,7 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, A
 def test_json_of_the_tutorial(capsys: pytest.CaptureFixture[str]) -> None:
     found = run_json(capsys)
     cases = {case["way"]: case for case in found["cases"]}
-    assert list(cases) == ["none", "grad", "optimizer", "best"]
+    assert list(cases) == ["none", "grad", "optimizer", "best", "replay"]
     for way, case in cases.items():
         assert list(case["changed"]) == [*FC1, *FC2]
         for name in FC1:
@@ -44,12 +44,18 @@ def test_json_of_the_tutorial(capsys: pytest.CaptureFixture[str]) -> None:
             assert case["requires_grad"][name] is True
         assert type(case["step_seconds"]) is float
         assert 0 < case["step_seconds"] < 10
-    assert [case["gradient_bytes"] for case in cases.values()] == [344, 200, 344, 200]
-    assert [case["optimizer_state_bytes"] for case in cases.values()] == [0, 0, 0, 0]
-    assert [case["activation_bytes"] for case in cases.values()] == [292, 196, 292, 196]
+    assert [case["gradient_bytes"] for case in cases.values()] == [344, 200, 344, 200, 200]
+    assert [case["optimizer_state_bytes"] for case in cases.values()] == [0] * 5
+    assert [case["activation_bytes"] for case in cases.values()] == [292, 196, 292, 196, 196]
     assert (found["model"], found["optimizer"], found["steps"]) == ("tutorial", "SGD", 10)
     assert found["frozen"] == list(FC1)
-    assert len(found["claims"]) == 8
+    assert len(found["claims"]) == 9
+    assert [case["replay"] for case in cases.values()][:4] == [None] * 4
+    # 16 bytes of the ReLU's output for each of 10 × 3 rows, and their digests.
+    replayed = cases["replay"]["replay"]
+    assert replayed["batches"] >= 10
+    assert replayed["kept_bytes"] >= 30 * 16
+    assert (replayed["is_same"], replayed["why_not"]) == (True, None)
 
 
 def test_json_of_digits(capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,12 +66,12 @@ def test_json_of_digits(capsys: pytest.CaptureFixture[str]) -> None:
     assert {name.split(".")[0] for name in found["frozen"]} == {"stem", "block1", "block2"}
     assert len(found["frozen_buffers"]) == 9
     assert cases["none"]["changed"]["stem.1.num_batches_tracked"] == 2.0
-    for way in ("grad", "optimizer", "best"):
+    for way in ("grad", "optimizer", "best", "replay"):
         assert [cases[way]["changed"][name] for name in found["frozen"]] == [0.0] * 9
         moved = [name for name in found["frozen_buffers"] if cases[way]["changed"][name] != 0.0]
-        assert len(moved) == (0 if way == "best" else 9)
+        assert len(moved) == (0 if way in ("best", "replay") else 9)
     states = [case["optimizer_state_bytes"] for case in cases.values()]
-    assert states == [1044320, 597052, 597052, 597052]
+    assert states == [1044320, 597052, 597052, 597052, 597052]
     assert found["late_freeze_optimizer_state_bytes"] == 1044320
     for case in cases.values():
         for kind in ("gradient_bytes", "optimizer_state_bytes", "activation_bytes"):
@@ -263,3 +269,21 @@ def test_a_wrong_prediction_is_admitted() -> None:
     right, admitted = (" ".join(shown(found).split()) for found in (comparison(), wrong))
     assert "All bytes are as predicted without computing." in right
     assert "The bytes predicted without computing differ for grad, best (see --json)." in admitted
+
+
+@pytest.mark.parametrize(
+    ("why_not", "kept"),
+    [
+        pytest.param(None, "fl.replay; 1023.0 MiB kept", id="replayed"),
+        pytest.param("a hook hangs on it", "fl.replay; here: nothing was replayed", id="declined"),
+    ],
+)
+def test_replay_is_the_fifth_row(why_not: str | None, kept: str) -> None:
+    replayed = Replayed(kept_bytes=1023 << 20, batches=9, is_same=True, why_not=why_not)
+    way = replace(result("best"), way="replay", step_time=seconds(0.001), replayed=replayed)
+    text = shown(replace(comparison(), ways=(*comparison().ways, way)))
+    assert "Five ways to freeze a part of net" in text
+    assert re.search(r"^replay +still +moves .* 1 +0\.08×$", text, re.M)
+    assert f"replay     best, and what is frozen is computed once: {kept}" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text

@@ -65,6 +65,25 @@ def test_json_is_one_object_and_nothing_else(capsys):
     assert "epoch 10/10" in captured.err
 
 
+def test_replay_is_asked_for_and_told(capsys):
+    results = {}
+    for how in ("off", "features"):
+        arguments = ["--train", "head", "--epochs", "3", "--replay", how, "--out", f"with-{how}"]
+        assert finetune(*arguments, "--json") == 0
+        captured = capsys.readouterr()
+        results[how] = json.loads(captured.out)
+        assert ("will be kept in features" in captured.err) is (how == "features")
+    assert results["off"]["replay"]["why_not"] == "it is switched off (replay: off)"
+    told = results["features"]["replay"]
+    assert (told["place"], told["why_not"]) == ("features", None)
+    assert told["replayed"] > 10
+    assert results["off"]["accuracy"] == results["features"]["accuracy"]
+    weights = [
+        (only_run(f"with-{how}") / "model.safetensors").read_bytes() for how in ("off", "features")
+    ]
+    assert weights[0] == weights[1]
+
+
 def test_the_table_answers_at_a_glance(capsys):
     assert finetune("--epochs", "2") == 0
     out = capsys.readouterr().out
@@ -170,6 +189,7 @@ def test_one_unit_in_the_last_place_is_exit_code_1(capsys, model, freeze, name, 
         pytest.param("--resume x --lr 1", "takes no other option but --json", id="resume-lr"),
         pytest.param("--resume x empty.yaml", "takes no other option but", id="resume-file"),
         pytest.param("--out empty.yaml", "empty.yaml: a file is in the way", id="out"),
+        pytest.param("--replay empty.yaml", "--replay: .*empty.yaml", id="replay"),
         pytest.param("--schedule x", "No such option", id="no-such-flag"),
     ],
 )

@@ -15,6 +15,7 @@ from frostline.finetune.result import (
     Accuracy,
     Cost,
     ProofReport,
+    ReplayReport,
     Result,
     Savings,
     Trained,
@@ -88,6 +89,45 @@ def test_the_view_of_a_proof_that_failed():
 def test_paths_are_neither_markup_nor_broken():
     run = Path("[red]" + "a" * 100 + "[/red]")
     assert f"run       {run}" in shown(replace(RESULT, run=run)).splitlines()
+
+
+REPLAYED = ReplayReport(
+    place="/home/me/.cache/frostline/replay",
+    recorded=30,
+    replayed=210,
+    plain=10,
+    skipped_share=0.913,
+    kept_bytes=2048,
+    saved_seconds=12.5,
+    why_not=None,
+)
+
+
+@pytest.mark.parametrize(
+    ("report", "line"),
+    [
+        pytest.param(
+            REPLAYED,
+            "replay saved about 12.5 s; 210 of 250 batches left out 91.3% of the forward pass;"
+            " 2.0 KiB kept in /home/me/.cache/frostline/replay one step",
+            id="saved",
+        ),
+        pytest.param(
+            replace(REPLAYED, saved_seconds=-0.25),
+            "replay took about 250 ms more than it saved, with trials, recording and checks; 210 of",
+            id="cost-more",
+        ),
+        pytest.param(
+            replace(REPLAYED, why_not="it is switched off (replay: off)"),
+            "replay nothing was replayed: it is switched off (replay: off) one step",
+            id="nothing",
+        ),
+    ],
+)
+def test_what_replay_saved(report, line):
+    text = shown(replace(RESULT, replay=report))
+    assert line in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("terminal", [True, False])

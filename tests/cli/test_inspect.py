@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +31,7 @@ FROZEN = """\
 name                   state        parameters  bytes
 ─────────────────────────────────────────────────────
 tutorial  TutorialNet  ◐ partly             86  344 B
-├─ fc1  Linear         ❄ frozen             36  144 B
+├─ fc1  Linear         ❄ skipped            36  144 B
 └─ fc2  Linear         ● trainable          50  200 B
 
 86 parameters in 4 tensors, float32, 344 B.
@@ -41,7 +42,7 @@ BATCHNORM = """\
 name                          state        parameters      bytes  dtype
 ─────────────────────────────────────────────────────────────────────────
 digits-cnn  DigitsCNN         ◐ partly        130,533  512.2 KiB  float32
-├─ stem  Sequential           ❄ frozen            352    1.6 KiB  float32
+├─ stem  Sequential           ❄ kept              352    1.6 KiB  float32
 │  ├─ 0  Conv2d               ❄ frozen            288    1.1 KiB  float32
 │  │  └─ weight               ❄ frozen       32×1×3×3    1.1 KiB  float32
 │  └─ 1  BatchNorm2d          ❄ frozen             64      520 B  float32
@@ -82,7 +83,13 @@ def test_what_a_plan_would_do(
 ) -> None:
     fl.Plan.freezing("fc1").save(tmp_path / "plan.yaml")
     printed = inspect("tutorial", *options, "--depth", "1")
-    assert printed == f"{FROZEN}Next: {then}\n"
+    *tree, line, last = printed.splitlines(keepends=True)
+    assert ("".join(tree), last) == (FROZEN, f"Next: {then}\n")
+    assert re.fullmatch(
+        r"Frost line: 16 B a sample are kept, of relu\. Replay leaves out \d+ % of a forward pass,"
+        r" which takes [\d.]+ [µm]s plainly and [\d.]+ [µm]s replayed, for 32 samples here\.\n",
+        line,
+    )
     assert [file.name for file in tmp_path.iterdir()] == ["plan.yaml"]
 
 

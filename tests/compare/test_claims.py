@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from frostline.compare.claims import weigh
-from frostline.compare.comparison import Comparison, Way, WayResult
+from frostline.compare.comparison import Comparison, Replayed, Way, WayResult
 from frostline.measure import Prediction, StepTime
 
 
@@ -225,3 +225,57 @@ def test_long_lists_of_names_are_cut() -> None:
         frozen_buffers=(),
     )  # fmt: skip
     assert weigh(found)[ALL_MOVE].measured == "a, b, c and 2 more did not move."
+
+
+def with_replay(
+    seconds_of_step: StepTime, *, is_same: bool = True, why_not: str | None = None
+) -> Comparison:
+    replayed = Replayed(kept_bytes=2048, batches=30, is_same=is_same, why_not=why_not)
+    way = replace(result("best"), way="replay", step_time=seconds_of_step, replayed=replayed)
+    return replace(comparison(), ways=(*comparison().ways, way))
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict", "measured"),
+    [
+        pytest.param(
+            with_replay(seconds(0.002)),
+            "holds",
+            "Once all batches are recorded (2.0 KiB), a step takes 2 ms in replay, 10 ms in best; "
+            "the weights are the same, bit for bit.",
+            id="faster",
+        ),
+        pytest.param(
+            with_replay(seconds(0.030)),
+            "does not hold",
+            "Once all batches are recorded (2.0 KiB), a step takes 30 ms in replay, 10 ms in best; "
+            "the weights are the same, bit for bit.",
+            id="slower",
+        ),
+        pytest.param(
+            with_replay(seconds(0.009, spread=0.5)),
+            "within noise",
+            "Once all batches are recorded (2.0 KiB), a step takes 9 ms in replay, 10 ms in best; "
+            "the weights are the same, bit for bit. Too close to tell: the middle halves of the "
+            "times overlap.",
+            id="too-close",
+        ),
+        pytest.param(
+            with_replay(seconds(0.002), is_same=False),
+            "does not hold",
+            "Once all batches are recorded (2.0 KiB), a step takes 2 ms in replay, 10 ms in best; "
+            "the weights are not the same.",
+            id="other-weights",
+        ),
+        pytest.param(
+            with_replay(seconds(0.002), why_not="it draws random numbers"),
+            "does not hold",
+            "Nothing was replayed here: it draws random numbers.",
+            id="declined",
+        ),
+    ],
+)
+def test_the_claim_of_replay(found: Comparison, verdict: str, measured: str) -> None:
+    *_, claim = weigh(found)
+    assert claim.says.startswith("Replay is faster than best")
+    assert (claim.verdict, claim.measured) == (verdict, measured)

@@ -81,22 +81,24 @@ def moved(found: Comparison, way: Way) -> set[str]:
 def test_the_tutorial() -> None:
     found = run(Tutorial(), "fc1")
     first, last = {"fc1.weight", "fc1.bias"}, {"fc2.weight", "fc2.bias"}
-    assert [result.way for result in found.ways] == ["none", "grad", "optimizer", "best"]
+    assert [result.way for result in found.ways] == ["none", "grad", "optimizer", "best", "replay"]
     assert {way: moved(found, way) for way in WAYS} == {
         "none": first | last,
         "grad": last,
         "optimizer": last,
         "best": last,
+        "replay": last,
     }
     trains = dict.fromkeys(("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"), True)
     frozen = {**trains, "fc1.weight": False, "fc1.bias": False}
-    assert [found[way].requires_grad for way in WAYS] == [trains, frozen, trains, frozen]
-    assert [found[way].gradient_bytes for way in WAYS] == [344, 200, 344, 200]
-    assert [found[way].leftover_gradient_bytes for way in WAYS] == [0, 0, 144, 0]
-    assert [found[way].optimizer_state_bytes for way in WAYS] == [0, 0, 0, 0]
+    assert [found[way].requires_grad for way in WAYS] == [trains, frozen, trains, frozen, frozen]
+    assert [found[way].gradient_bytes for way in WAYS] == [344, 200, 344, 200, 200]
+    assert [found[way].leftover_gradient_bytes for way in WAYS] == [0, 0, 144, 0, 0]
+    assert [found[way].optimizer_state_bytes for way in WAYS] == [0] * 5
     # Logs 3x10, targets, the ReLU's output 3x4, a count; with fc1 in the graph its input 3x8 too.
     kept = 120 + 24 + 48 + 4
-    assert [found[way].activation_bytes for way in WAYS] == [kept + 96, kept, kept + 96, kept]
+    expected = [kept + 96, kept, kept + 96, kept, kept]
+    assert [found[way].activation_bytes for way in WAYS] == expected
     assert (found.frozen, found.trained) == (("fc1.weight", "fc1.bias"), tuple(sorted(last))[::-1])
     assert found.frozen_buffers == ()
     assert found.steps == 10
@@ -138,7 +140,7 @@ def test_way_one_and_best_hold_the_same_state_unless_the_freeze_is_late(
     name: str, options: dict[str, float], expected: list[int], late: int
 ) -> None:
     found = run(Tutorial(), "fc1", optimizer=getattr(torch.optim, name), options=options)
-    assert [found[way].optimizer_state_bytes for way in WAYS] == expected
+    assert [found[way].optimizer_state_bytes for way in WAYS] == [*expected, expected[-1]]
     assert found.late_state_bytes == late
 
 
@@ -251,3 +253,30 @@ def test_what_cannot_be_compared_is_refused(
     settings = {"freeze": "fc1", **change}
     with pytest.raises(error, match=message):
         run(Tutorial(), settings.pop("freeze"), **settings)
+
+
+def test_replay_trains_as_best_does_and_keeps_what_it_records() -> None:
+    found = run(WithNorm(), "body")
+    replayed = found["replay"].replayed
+    assert found["replay"].changed == found["best"].changed
+    assert replayed is not None
+    assert (replayed.is_same, replayed.why_not) == (True, None)
+    assert replayed.batches >= 10
+    assert replayed.kept_bytes >= 30 * 16  # four floats for each of 10 x 3 rows
+    assert all(found[way].replayed is None for way in WAYS[:-1])
+
+
+def test_replay_says_why_it_cannot() -> None:
+    model = Tutorial()
+    model.fc1.register_forward_hook(lambda *_: None)
+    replayed = run(model, "fc1")["replay"].replayed
+    assert replayed is not None
+    assert (replayed.batches, replayed.is_same) == (0, True)
+    assert "a hook hangs on it" in str(replayed.why_not)
+
+
+def test_batches_of_different_sizes_are_told_apart() -> None:
+    data = [(torch.randn(size, 8), torch.randint(0, 10, (size,))) for size in (4, 4, 3)]
+    replayed = run(Tutorial(), "fc1", batches=data)["replay"].replayed
+    assert replayed is not None
+    assert (replayed.is_same, replayed.why_not) == (True, None)

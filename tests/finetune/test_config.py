@@ -29,6 +29,7 @@ def test_defaults():
         batch_size=32,
         seed=0,
         out=Path("runs"),
+        replay="auto",
     )
 
 
@@ -44,6 +45,9 @@ def test_flags_win_over_the_file(tmp_path):
         pytest.param("train: head", "train", ("head",), id="one-selector"),
         pytest.param("freeze: [stem, block1]", "freeze", ("stem", "block1"), id="several"),
         pytest.param("plan: a/plan.yaml", "plan", Path("a/plan.yaml"), id="a-path"),
+        pytest.param("replay: on", "replay", "on", id="what-yaml-takes-for-true"),
+        pytest.param("replay: off", "replay", "off", id="what-yaml-takes-for-false"),
+        pytest.param("replay: some/folder", "replay", "some/folder", id="a-folder"),
         pytest.param("\ufeffepochs: 2", "epochs", 2, id="byte-order-mark"),
         pytest.param(
             "optimizer_options: {betas: [0.9, 0.95]}",
@@ -103,6 +107,10 @@ def test_a_flag_that_says_what_to_train_replaces_all_of_the_file(
         pytest.param("train: a\nfreeze: b", "train and freeze can't go together", id="both"),
         pytest.param("lr: -1\nseed: x", "lr: got -1, .*; .*seed: got 'x'", id="two-faults"),
         pytest.param("optimizer_options: {lr: 1}", "lr is a field of its own", id="lr-option"),
+        pytest.param(
+            "replay: ''", "replay: got '', expected auto, on, off, memory or a folder", id="replay"
+        ),
+        pytest.param("replay: 3", "replay: got 3, expected auto, on, off", id="replay-number"),
         pytest.param(
             "optimizer_options: {1: 2}",
             "optimizer_options: got 1, expected a valid string",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 from pathlib import Path
 
@@ -31,9 +32,11 @@ class StopsWhileMeasuring(Silent):
         pytest.param(StopsWhileMeasuring(), 3, id="while-measuring"),
     ],
 )
-def test_interrupted_and_resumed_is_the_same_bit_for_bit(tmp_path, watcher, epochs_done):
-    whole = job.start(quick(tmp_path / "whole"))
-    run = interrupt(quick(tmp_path / "cut"), watcher)
+@pytest.mark.parametrize("replay", ["on", "memory", "off"])
+def test_interrupted_and_resumed_is_the_same_bit_for_bit(tmp_path, watcher, epochs_done, replay):
+    watcher = copy.copy(watcher)  # it counts down
+    whole = job.start(quick(tmp_path / "whole", replay="off"))
+    run = interrupt(quick(tmp_path / "cut", replay=replay), watcher)
     assert files(run) - {"model.safetensors"} == UNFINISHED
     assert read(run, "status.json") == {
         "state": "interrupted",
@@ -53,6 +56,7 @@ def test_interrupted_and_resumed_is_the_same_bit_for_bit(tmp_path, watcher, epoc
     assert resumed.accuracy == whole.accuracy
     assert resumed.proof.ok
     assert resumed.proof.tensors == whole.proof.tensors == 18
+    assert (resumed.replay.place is None) is (replay == "off")
 
 
 def test_a_run_may_be_cut_short_more_than_once(tmp_path):

@@ -19,6 +19,8 @@ from frostline.cli.compare import compare
 from frostline.cli.console import notes
 from frostline.cli.finetune import finetune
 from frostline.cli.inspect import inspect
+from frostline.cli.merge import merge
+from frostline.cli.verify import verify
 from frostline.errors import FrostlineError, FrozenChangedError
 
 WELL = 0
@@ -42,6 +44,8 @@ app.command()(finetune)
 app.command()(compare)
 app.command()(inspect)
 app.command()(check)
+app.command()(verify)
+app.command()(merge)
 app.add_typer(cache)
 
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from frostline.units import format_bytes, format_names, format_seconds
 
 if TYPE_CHECKING:
+    from frostline.cli.tree_table import Replay
     from frostline.replay.frost_line import FrostLine
 
 
-def replay_cells(line: FrostLine) -> dict[str, str]:
-    """Module name → what replay does with its calls.
+def replay_cells(line: FrostLine) -> dict[str, Replay]:
+    """Module name → what replay does with its calls: they are skipped, or kept as well.
 
     >>> from frostline.replay.frost_line import FrostLine, SkippedCall
     >>> call = SkippedCall(
@@ -22,14 +23,10 @@ def replay_cells(line: FrostLine) -> dict[str, str]:
     ...     calls=(call,), refused={}, needless_inputs=(), samples=8, forward_seconds=0.004,
     ...     replayed_seconds=0.001, declined=None,
     ... ))
-    {'body': 'kept 32 B'}
+    {'body': 'kept'}
     """
-    return {
-        call.place: f"kept {format_bytes(call.bytes_per_sample)}"
-        if call.place in line.kept
-        else "skipped"
-        for call in line.calls
-    }
+    kept = line.kept
+    return {call.place: "kept" if call.place in kept else "skipped" for call in line.calls}
 
 
 def line_summary(line: FrostLine) -> Iterator[str]:
@@ -38,7 +35,7 @@ def line_summary(line: FrostLine) -> Iterator[str]:
         yield f"Frost line: none, nothing is replayed: {line.declined}."
     else:
         yield (
-            f"Frost line: {format_bytes(line.bytes_per_sample)} a sample, of"
+            f"Frost line: {format_bytes(line.bytes_per_sample)} a sample are kept, of"
             f" {format_names(tuple(line.kept))}. Replay leaves out {100 * line.skipped_share:.0f} %"
             f" of a forward pass, which takes {format_seconds(line.forward_seconds)} plainly and"
             f" {_seconds(line)} replayed, for {line.samples} samples here."

@@ -12,7 +12,7 @@ import typer
 from frostline.cli.chosen_plan import chosen_plan
 from frostline.cli.console import print_json, results
 from frostline.cli.frost_line_view import line_summary, plain_line, replay_cells
-from frostline.errors import ConfigError, SelectorError
+from frostline.errors import ConfigError
 from frostline.report.tree import Node, TensorRecord, build_tree
 from frostline.units import format_bytes, format_count, format_names, format_number_of
 
@@ -128,7 +128,7 @@ def _read(
     source: str, plan: Plan | None, shape: tuple[int, ...] | None
 ) -> tuple[str, list[TensorRecord], dict[str, str], FrostLine | None]:
     """What ``source`` is, its tensors under the plan, its modules' classes, its frost line."""
-    from frostline.finetune.checkpoints import is_checkpoint, read_listing, skeleton
+    from frostline.checkpoint.listing import apply_plan, is_checkpoint, read_listing, skeleton
     from frostline.finetune.examples import example_shape, find_frost_line, frost_line_of_run
     from frostline.finetune.models import load_model
     from frostline.finetune.networks import BUILTIN
@@ -144,15 +144,7 @@ def _read(
         if plan is None:
             return "checkpoint", listing_records(listing), {}, frost_line_of_run(Path(source))
         stand_in = skeleton(listing)
-        try:
-            held = freeze(stand_in, plan).buffers
-        except SelectorError as error:
-            if "type:" not in str(error):
-                raise
-            raise SelectorError(
-                "'type:' selects by class, and a checkpoint does not tell classes: select by name,"
-                " or inspect the model that it belongs to"
-            ) from error
+        held = apply_plan(stand_in, plan).buffers
         frozen = {record.name: record.frozen for record in model_records(stand_in, held)}
         line = frost_line_of_run(Path(source), plan)
         return "checkpoint", listing_records(listing, frozen), {}, line

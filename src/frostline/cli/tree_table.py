@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from rich import box
 from rich.cells import cell_len
@@ -22,8 +23,17 @@ _STATES: dict[State, str] = {
     "partly": "◐ partly",
     "unknown": "",
 }
+Replay: TypeAlias = Literal["skipped", "kept"]
+"""Not computed any more; and not computed, since what it returns is kept."""
+
+_REPLAYED: dict[Replay, str] = {"skipped": "❄ skipped", "kept": "❄ kept"}
 _BUFFER = "· buffer"
-_STYLES = {"❄ frozen": "cyan", "● trainable": "green", "◐ partly": "yellow", _BUFFER: "dim"}
+_STYLES = {
+    **dict.fromkeys(("❄ frozen", *_REPLAYED.values()), "cyan"),
+    "● trainable": "green",
+    "◐ partly": "yellow",
+    _BUFFER: "dim",
+}
 _NUMBERS = ("parameters", "bytes")
 _GAP = 2  # cells between two columns
 _LEAST_NAME = 20
@@ -36,7 +46,7 @@ def tree_table(
     width: int = 80,
     max_depth: int | None = None,
     everything: bool = False,
-    replay: Mapping[str, str] = MappingProxyType({}),
+    replay: Mapping[str, Replay] = MappingProxyType({}),
 ) -> Table:
     """Draw a tree.
 
@@ -46,7 +56,7 @@ def tree_table(
         width: columns to fit into: where it is tight, classes are shortened, but not names.
         max_depth: levels below the root to show; None for all.
         everything: show each of several equal blocks, and each buffer, on lines of their own.
-        replay: module name → what replay does with it; a column of its own, unless empty.
+        replay: module name → what replay does with its output, in place of its state.
 
     >>> from rich.console import Console
     >>> from frostline.report.tree import build_tree
@@ -89,11 +99,8 @@ def _columns(rows: list[_Row]) -> dict[str, list[str]]:
         "parameters": [row.parameters for row in rows],
         "bytes": [row.nbytes for row in rows],
         "dtype": [row.dtype for row in rows],
-        "replay": [row.replay for row in rows],
     }
-    if not any(columns["replay"]):
-        del columns["replay"]
-    if not rows[0].state:
+    if not rows[0].state and not {row.state for row in rows} & {*_REPLAYED.values()}:
         del columns["state"]
     if len(set(columns["dtype"]) - {""}) < 2:
         del columns["dtype"]
@@ -111,7 +118,6 @@ class _Row:
     parameters: str = ""
     nbytes: str = ""
     dtype: str = ""
-    replay: str = ""
 
     def label(self, width: int) -> Text:
         """The first cell, with the detail cut to what fits into ``width``."""
@@ -129,7 +135,7 @@ def _rows(
     *,
     depth: int,
     everything: bool,
-    replay: Mapping[str, str],
+    replay: Mapping[str, Replay],
     title: str = "",
     guide: str = "",
     below: str = "",
@@ -152,16 +158,21 @@ def _rows(
         guide=guide,
         name=f"{node.name} … {run[-1].name}" if times else title or node.name,
         detail=node.type_name,
-        state=_STATES[node.state],
+        state=_REPLAYED[replay[node.path]] if node.path in replay else _STATES[node.state],
         parameters=times + format_count(totals.parameters) if totals.parameters else "",
         nbytes=times + format_bytes(totals.nbytes) if totals.nbytes else "",
         dtype=node.dtypes[0] if len(node.dtypes) == 1 else "mixed" if node.dtypes else "",
-        replay=_replay_of(run, replay),
     )
     if depth == 0:
         return
     tensors = _grouped(node.tensors, everything)
     inner = [[child] for child in node.children] if everything else runs(node.children)
+    # Equal blocks are told apart where replay does: the last of them is often the frost line.
+    inner = [
+        list(part)
+        for alike in inner
+        for _, part in groupby(alike, lambda child: replay.get(child.path))
+    ]
     last = len(tensors) + len(inner) - 1
     for index, records in enumerate(tensors):
         yield _tensor_row(records, guide=below + ("└─ " if index == last else "├─ "))
@@ -175,14 +186,6 @@ def _rows(
             guide=below + ("└─ " if is_last else "├─ "),
             below=below + ("   " if is_last else "│  "),
         )
-
-
-def _replay_of(run: list[Node], replay: Mapping[str, str]) -> str:
-    """One cell for all of a run; where they differ, the last one's, with its name."""
-    cells = [replay.get(node.path, "") for node in run]
-    if len(set(cells)) == 1:
-        return cells[0]
-    return f"{run[-1].name}: {cells[-1]}" if cells[-1] else "in part"
 
 
 def _grouped(tensors: tuple[TensorRecord, ...], everything: bool) -> list[list[TensorRecord]]:

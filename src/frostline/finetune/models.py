@@ -17,7 +17,7 @@ from torch import nn
 
 from frostline.errors import ModelSourceError
 from frostline.finetune.blame import describe
-from frostline.finetune.checkpoints import is_checkpoint
+from frostline.checkpoint.listing import is_checkpoint
 from frostline.finetune.networks import BUILTIN
 from frostline.selection.suggest import nearest
 

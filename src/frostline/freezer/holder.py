@@ -10,8 +10,9 @@ from torch.optim import Optimizer
 
 from frostline.errors import FrostlineError
 from frostline.freezing import Frozen, Plan, Rule, freeze
+from frostline.freezing.flags import note_thaw
 from frostline.freezing.modes import pin_of
-from frostline.naming import walk_modules
+from frostline.naming import take_inventory, walk_modules
 from frostline.optim import SyncReport, sync
 from frostline.proof import Proof
 from frostline.schedules import Layout
@@ -96,6 +97,7 @@ class Holder:
                 self.release()
             raise
         self.trains = train
+        self._note(train)
         if moved is not None:
             self._hand_over(moved, freezing | thawing)
         self._follow_mode(pinned)
@@ -158,6 +160,15 @@ class Holder:
         for old in before:
             if id(old) not in standing:
                 old.undo()
+
+    def _note(self, train: frozenset[str]) -> None:
+        """A delta checkpoint has to hold these, also once they are frozen again."""
+        units = (unit for unit in self._layout.units if unit.name in train)
+        names = {name for unit in units for name in unit.parameters}
+        for group in take_inventory(self._model).groups:
+            for name, parameter in group.named.items():
+                if name in names:
+                    note_thaw(parameter)
 
     def _selector(self, units: Iterable[str]) -> Selector:
         wanted = set(units)

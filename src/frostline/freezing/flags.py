@@ -49,6 +49,22 @@ class Claim:
     before: bool
 
 
+# By identity, since tensors can't be compared: parameters that were made trainable at some time.
+_thawed: dict[int, weakref.ref[nn.Parameter]] = {}
+
+
+def note_thaw(parameter: nn.Parameter) -> None:
+    """Remember that the parameter may have been trained, whatever becomes of its claims."""
+    key = id(parameter)
+    if key not in _thawed:
+        _thawed[key] = weakref.ref(parameter, lambda _: _thawed.pop(key, None))
+
+
+def was_thawed(parameter: nn.Parameter) -> bool:
+    """Whether a call made the parameter trainable at some time in this process."""
+    return id(parameter) in _thawed
+
+
 class _Stack(weakref.ref[nn.Parameter]):
     """The claims on one parameter; it removes itself when the parameter dies."""
 
@@ -82,6 +98,8 @@ def lay_claim(
     before = parameter.requires_grad
     if trainable is not None and trainable != before:
         parameter.requires_grad = trainable and can_train(parameter)
+        if trainable:
+            note_thaw(parameter)
     key = id(parameter)
     stack = _stacks.get(key)
     if stack is None:
@@ -154,3 +172,5 @@ def _drop(parameter: nn.Parameter, claims: list[Claim], index: int) -> None:
         claims[index].before = claim.before
     elif parameter.requires_grad != claim.before:
         parameter.requires_grad = claim.before
+        if claim.before:
+            note_thaw(parameter)

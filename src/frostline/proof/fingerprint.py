@@ -8,7 +8,7 @@ moving it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 import xxhash
@@ -94,6 +94,37 @@ def quick_key(tensor: Tensor) -> Hashable:
     return xxhash.xxh3_128_intdigest(content.data), dtype, tensor.shape, tensor.stride()
 
 
+def begin_fingerprint(dtype: str, shape: Sequence[int]) -> xxhash.xxh3_128:
+    """The fingerprint of a plain tensor that lies elsewhere, such as in a file.
+
+    Give its bytes in logical order, cut anywhere, to ``update``; then ask for ``hexdigest()``.
+
+    Args:
+        dtype: as torch names it, such as ``float32``.
+        shape: its sizes.
+
+    >>> import torch
+    >>> digest = begin_fingerprint("uint8", (3,))
+    >>> digest.update(b"a")
+    >>> digest.update(b"bc")
+    >>> letters = torch.tensor([97, 98, 99], dtype=torch.uint8)
+    >>> digest.hexdigest() == fingerprint(letters)
+    True
+    """
+    return xxhash.xxh3_128(_label(f"torch.{dtype}", tuple(shape), torch.strided))
+
+
+def content_pieces(tensor: Tensor) -> Iterator[memoryview]:
+    """The bytes of a plain tensor in logical order; nothing larger than 8 MiB is copied.
+
+    >>> import torch
+    >>> [piece.tolist() for piece in content_pieces(torch.tensor([1, 2], dtype=torch.uint8))]
+    [[1, 2]]
+    """
+    for piece in _pieces(tensor.detach()):
+        yield as_bytes(piece).cpu().numpy().data
+
+
 def has_plain_content(tensor: Tensor) -> bool:
     """Whether the tensor is one strided block of values that can be copied and compared."""
     return (
@@ -117,15 +148,19 @@ def _feed(digest: xxhash.xxh3_128, tensor: Tensor) -> None:
         digest.update(f"lazy|{tensor.dtype}".encode())
         return
     shape = "nested" if tensor.is_nested else tuple(tensor.shape)
-    digest.update(f"{tensor.dtype}|{shape}|{tensor.layout}|".encode())
+    digest.update(_label(tensor.dtype, shape, tensor.layout))
     if tensor.is_meta:
         return
     for label, part in _parts(tensor):
         digest.update(label.encode())
         _feed(digest, part)
     if has_plain_content(tensor):
-        for piece in _pieces(tensor):
-            digest.update(as_bytes(piece).cpu().numpy().data)
+        for piece in content_pieces(tensor):
+            digest.update(piece)
+
+
+def _label(dtype: object, shape: object, layout: torch.layout) -> bytes:
+    return f"{dtype}|{shape}|{layout}|".encode()
 
 
 def _parts(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:

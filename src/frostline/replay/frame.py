@@ -58,6 +58,10 @@ class Irregular(BaseException):
         self.why = why
 
 
+class Unknown(Irregular):
+    """A sample is not recorded at a planned call, after earlier calls were replayed."""
+
+
 class Enough(BaseException):
     """All that is kept has been computed; the rest of the pass is not wanted."""
 
@@ -161,7 +165,7 @@ class Frame:
             if self.mode == "try":
                 raise Irregular("not all samples are known")
             if not self._undecided and not station.planned.can_rerun:
-                self._stray(f"{station.planned.call.place} got other inputs than recorded")
+                raise Unknown(f"{station.planned.call.place} got other inputs than recorded")
             if self._undecided:
                 self.mode = "record"
         if self._remembered is not None:
@@ -294,7 +298,7 @@ def _holds_nan(output: Any) -> bool:
 def _fits(station: Station, tensors: Sequence[Tensor]) -> bool:
     return len(tensors) == len(station.layouts) and all(
         tuple(tensor.shape) == layout.shape
-        and tensor.stride() == layout.strides
+        and (tensor.stride() == layout.strides or not kept)
         and tensor.dtype == layout.dtype
-        for tensor, layout in zip(tensors, station.layouts, strict=True)
+        for tensor, layout, kept in zip(tensors, station.layouts, station.planned.kept, strict=True)
     )

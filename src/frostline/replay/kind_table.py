@@ -112,6 +112,11 @@ class KindTable:
         kind = trace_kind(call, rounding=self._rounding)
         self._kinds[key_of(call, self._number)] = kind
         plan_kind(kind, call, samples, self._store)
+        if kind.plan is None and not call.has_rows(samples):
+            kind.give_up(
+                f"{samples} samples were named, and no input has so many rows: name each sample of"
+                " the batch, in its order"
+            )
         return kind
 
     def settle(self, kind: Kind, call: TopLevel, samples: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from frostline.replay.content import FORMAT, digest_of, kernel_settings, machine
 from frostline.replay.cut import Cut, find_cut
+from frostline.replay.deep import lasting_mark
 from frostline.replay.graph import Graph, Place
 from frostline.replay.liveness import Exclusions
 from frostline.replay.nest import open_nest
@@ -18,7 +19,7 @@ from frostline.replay.plan import NotPerSample, Plan
 from frostline.replay.regroup import Recorded
 from frostline.replay.runner import TopLevel
 from frostline.replay.store import Store
-from frostline.replay.watch import Setting, look
+from frostline.replay.watch import OF_EVERY_MODULE, Setting
 from frostline.replay.weights import Weights
 
 ROUNDS = 32
@@ -142,6 +143,7 @@ def plan_kind(kind: Kind, call: TopLevel, samples: int, store: Store) -> None:
             kernel_settings(),
             sorted(kind.weights.fingerprints.items()),
             [_configuration(planned.call.module) for planned in cut.planned],
+            [_own_configuration(module) for module in _around(kind.graph, cut)],
             call.name,
         )
         try:
@@ -201,17 +203,34 @@ def _tensors_of(model: nn.Module, cut: Cut) -> dict[str, Tensor]:
         module = planned.call.module
         for key, tensor in (*module.named_parameters(), *module.named_buffers()):
             found[f"{name}.{key}" if name else key] = tensor
+        for below, inner in module.named_modules():
+            for key, value in vars(inner).items():
+                if isinstance(value, Tensor):
+                    found[".".join(filter(None, (name, below, key)))] = value
     everything = dict(model.named_parameters()) | dict(model.named_buffers())
     found.update({name: everything[name] for name in cut.glue_tensors if name in everything})
     return found
 
 
+def _around(graph: Graph, cut: Cut) -> list[nn.Module]:
+    """Modules in whose own code planned calls are made."""
+    found: dict[int, nn.Module] = {}
+    for planned in cut.planned:
+        for index in graph.around(planned.index):
+            if index != planned.index:
+                found[id(graph.calls[index].module)] = graph.calls[index].module
+    return list(found.values())
+
+
 def _configuration(module: nn.Module) -> Any:
-    """Classes and plain settings of a module and those below, the same in every process."""
-    classes = [(type(m).__module__, type(m).__qualname__, m.training) for m in module.modules()]
-    plain = [
-        (setting.name, repr(setting.value))
-        for setting in look(module).settings
-        if not isinstance(setting.value, tuple)
-    ]
-    return classes, sorted(plain)
+    """Classes and settings of a module and of those below, the same in every process."""
+    return [_own_configuration(below) for below in module.modules()]
+
+
+def _own_configuration(module: nn.Module) -> Any:
+    own = {
+        key: value
+        for key, value in vars(module).items()
+        if key not in OF_EVERY_MODULE and not key.startswith("_frostline")
+    }
+    return type(module).__module__, type(module).__qualname__, module.training, lasting_mark(own)

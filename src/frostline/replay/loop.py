@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from frostline.errors import ReplayError
+from frostline.errors import ModelTypeError, ReplayError
 from frostline.replay.fields import rebuild
 from frostline.replay.fields_memory import FieldMemory
 from frostline.replay.loading import IndexedLoader, LoadedBatch
@@ -84,6 +84,8 @@ def replay(
     >>> fl.replay(model, loader).replayer.stats.replayed
     4
     """
+    if not isinstance(model, nn.Module):
+        raise ModelTypeError(f"a torch.nn.Module is wanted, got {model!r}")
     if inputs not in ("load", "skip"):
         raise ReplayError(f'inputs is "load" or "skip", got {inputs!r}')
     options = {

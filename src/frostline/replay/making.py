@@ -9,7 +9,7 @@ from frostline.errors import ReplayError
 from frostline.proof.traceless import Snapshot
 from frostline.replay.audits import Audits
 from frostline.replay.catcher import Catcher
-from frostline.replay.frame import Frame, Irregular
+from frostline.replay.frame import Frame, Irregular, Unknown
 from frostline.replay.kind_table import KindTable
 from frostline.replay.kinds import Kind, plan_kind
 from frostline.replay.plan import Plan
@@ -38,6 +38,7 @@ class Making:
         self.counts: Counter[str] = Counter()
         self.since_check = 0
         self.has_changed = False
+        self._without_inputs = 0
         self._table = table
         self._store = store
         self._catcher = catcher
@@ -49,7 +50,7 @@ class Making:
         return call.run()
 
     def make(
-        self, kind: Kind, plan: Plan, call: TopLevel, ids: tuple[int, ...], *, is_audit: bool
+        self, kind: Kind, plan: Plan, call: TopLevel, ids: tuple[int, ...], *, is_reloaded: bool
     ) -> Any:
         """Make a call, or stand in for as much of it as can be.
 
@@ -58,16 +59,17 @@ class Making:
             plan: the kind's plan.
             call: the call.
             ids: the samples.
-            is_audit: whether a replay is to be compared in any case.
+            is_reloaded: whether the inputs were loaded although they could have been skipped, to
+                be compared.
 
         Raises:
             ReplayError: an audit found that what was replayed is not what is computed.
         """
         is_known = kind.known.issuperset(ids)
         is_proven = plan.proofs > 0 or (kind.has_output_proof and ids in kind.groupings)
-        is_audit = is_audit or self._audits.is_due(kind.replayed + 1)
-        if is_known and (is_audit or not is_proven):
-            return self._compared(kind, plan, call, ids)
+        is_due = is_reloaded or self._audits.is_due(kind.replayed + 1)
+        if is_known and (is_due or not is_proven):
+            return self._compared(kind, plan, call, ids, is_reloaded=is_reloaded)
         if not is_proven:
             return self._recorded(kind, plan, call, ids)
         return self._replayed(kind, plan, call, ids)
@@ -87,6 +89,7 @@ class Making:
                 before.restore()
             self._stray(kind, irregular.why)
             raise
+        self._without_inputs += 1
         self._count_replay(kind)
         return output
 
@@ -128,6 +131,8 @@ class Making:
         except Irregular as irregular:
             if before is not None:
                 before.restore()
+            if isinstance(irregular, Unknown):
+                return self._recorded(kind, plan, call, ids)
             self._stray(kind, irregular.why)
             return self.plainly(call)
         if frame.mode == "record":
@@ -144,12 +149,26 @@ class Making:
         self.since_check += 1
         self.counts["replayed"] += 1
 
-    def _compared(self, kind: Kind, plan: Plan, call: TopLevel, ids: tuple[int, ...]) -> Any:
+    def _compared(
+        self,
+        kind: Kind,
+        plan: Plan,
+        call: TopLevel,
+        ids: tuple[int, ...],
+        *,
+        is_reloaded: bool = False,
+    ) -> Any:
         """Replay for trial, compute for real, and hold the one against the other."""
         try:
             replayed, _ = try_frame(plan, call, ids, "try", self._catcher)
         except Irregular:
             self.has_changed = True
+            if is_reloaded and self._without_inputs:
+                raise ReplayError(
+                    "an audit found that the data set does not give a sample as it did when it was"
+                    f" recorded, after {self._without_inputs} batches that were not loaded: random"
+                    ' augmentation, or data that changed. Use inputs="load", or views=K'
+                ) from None
             return self._recorded(kind, plan, call, ids)
         output, frame = run_frame(plan, call, ids, "capture", self._catcher)
         if frame.irregular is not None:

@@ -166,6 +166,8 @@ class Passes:
 
     def _notice_augmentation(self) -> None:
         self._changed = self._changed + 1 if self._making.has_changed else 0
+        if self._making.has_changed:
+            self._readiness.is_off = True  # samples do not come the same way twice
         if self._changed >= _CHANGED_BATCHES and not self.counts["replayed"]:
             self.table.given_up = (
                 "the inputs of known samples differ from epoch to epoch: random augmentation, or"
@@ -213,8 +215,8 @@ class Passes:
             self.table.forget(rewritten)
         if kind.plan is None or rewritten is not None:
             return self._making.plainly(call)
-        is_audit = self._readiness.is_to_be_audited(self._ids)
-        output = self._making.make(kind, kind.plan, call, self._ids, is_audit=is_audit)
+        is_reloaded = self._readiness.is_to_be_audited(self._ids)
+        output = self._making.make(kind, kind.plan, call, self._ids, is_reloaded=is_reloaded)
         self.table.settle(kind, call, len(self._ids))
         return output
 

@@ -11,9 +11,13 @@ class Readiness:
 
     Args:
         audits: says which batches are loaded all the same, to be compared.
+
+    Attributes:
+        is_off: whether all is to be loaded from now on.
     """
 
     def __init__(self, audits: Audits) -> None:
+        self.is_off = False
         self._audits = audits
         self._kinds: list[Kind] = []
         self._now: list[Kind] = []
@@ -36,7 +40,7 @@ class Readiness:
             and all(name in kind.remembered for name in ids)
             for kind in self._kinds
         )
-        if not are_known:
+        if self.is_off or not are_known:
             return False
         self._asked += 1
         if self._audits.is_due(self._asked):

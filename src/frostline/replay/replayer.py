@@ -83,8 +83,8 @@ class Replayer:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ModelTypeError(f"a torch.nn.Module is wanted, got {type(model).__name__}")
-        if not 0 <= audit <= 1:
-            raise ReplayError(f"audit is a share from 0 to 1, got {audit}")
+        if isinstance(audit, bool) or not isinstance(audit, int | float) or not 0 <= audit <= 1:
+            raise ReplayError(f"audit is a share from 0 to 1, got {audit!r}")
         self._model = model
         self._store = open_store(store, budget)
         self.passes = Passes(model, self._store, audit=audit, rounding=rounding)
@@ -144,9 +144,17 @@ class Replayer:
             self._is_open = False
 
 
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
 def _whole_numbers(ids: Tensor | Sequence[int]) -> tuple[int, ...]:
-    tensor = torch.as_tensor(ids)
-    if tensor.ndim != 1 or tensor.is_floating_point() or tensor.is_complex():
+    try:
+        tensor = torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ReplayError(f"ids are one whole number per sample, got {ids!r}") from error
+    if tensor.ndim == 1 and not len(tensor):
+        return ()
+    if tensor.ndim != 1 or tensor.dtype not in _WHOLE:
         raise ReplayError(
             "ids are one whole number per sample, got a tensor of shape"
             f" {tuple(tensor.shape)} and {tensor.dtype}"

@@ -48,6 +48,11 @@ class TopLevel:
         """Make it, as ever."""
         return self.forward(*self.args, **self.kwargs)
 
+    def has_rows(self, samples: int) -> bool:
+        """Whether an input has a row for each sample."""
+        tensors = open_nest((self.args, self.kwargs), into_objects=True).tensors
+        return any(samples in tensor.shape for tensor in tensors)
+
     def with_tensors(self, tensors: list[Tensor]) -> TopLevel:
         """The same call with other tensor arguments."""
         args, kwargs = rebuild((self.args, self.kwargs), tensors)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 _GRAIN = 32768
 """Elements from which a kernel is shared out to threads (at::internal::GRAIN_SIZE)."""
-_TRIED = 512
-_sensitive: dict[tuple[str, torch.dtype, str], bool] = {}
+_ORDERS = 24
+_sensitive: dict[tuple[Any, ...], bool] = {}
 
 
 def differs_at_the_end(
@@ -39,9 +39,10 @@ def differs_at_the_end(
     if not isinstance(first, Tensor) or not first.dtype.is_floating_point:
         return False
     others = [None if isinstance(value, Tensor) else value for value in args[1:]]
-    key = str(func), first.dtype, repr((others, sorted(kwargs.items(), key=str)))
+    options = repr((others, sorted(kwargs.items(), key=str)))
+    key = str(func), first.dtype, tuple(first.shape), first.stride(), options
     if key not in _sensitive:
-        _sensitive[key] = _try_out(func, first.dtype, args, kwargs)
+        _sensitive[key] = _try_out(func, first, args, kwargs)
     return _sensitive[key]
 
 
@@ -62,21 +63,29 @@ def _register_bytes() -> int:
     return 64 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 32
 
 
-def _try_out(func: Any, dtype: torch.dtype, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Compute the same elements in full registers and one by one."""
+def _try_out(func: Any, first: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Compute the same elements in many orders, in memory of the same form."""
     generator = torch.Generator().manual_seed(0)
-    given = [
-        torch.randn(_TRIED, generator=generator).to(dtype) if isinstance(value, Tensor) else value
-        for value in args
-    ]
+    values = torch.randn(first.numel(), generator=generator).to(first.dtype) * 2
 
-    def run(start: int, end: int) -> Tensor:
-        piece = [v[start:end].clone() if isinstance(v, Tensor) else v for v in given]
-        return torch.as_tensor(func(*piece, **kwargs)).clone()
+    def run(order: Tensor | None) -> Tensor:
+        given = values if order is None else values[order]
+        laid = torch.empty_strided(first.shape, first.stride(), dtype=first.dtype)
+        laid.copy_(given.view(first.shape))
+        alike = [
+            laid.clone() if isinstance(v, Tensor) and v.shape == first.shape else v
+            for v in args[1:]
+        ]
+        return torch.as_tensor(func(laid, *alike, **kwargs)).reshape(-1)
 
     try:
-        together = run(0, _TRIED)
-        apart = torch.cat([run(start, start + 4) for start in range(0, _TRIED, 4)])
+        usual = run(None)
+        if usual.numel() != values.numel():
+            return False  # broadcast against something larger: exact arithmetic, as a rule
+        for _ in range(_ORDERS):
+            order = torch.randperm(values.numel(), generator=generator)
+            if not torch.equal(run(order).nan_to_num(), usual[order].nan_to_num()):
+                return True
     except (RuntimeError, TypeError, IndexError):
         return True  # it can't be tried: take it for sensitive
-    return not torch.equal(together.nan_to_num(), apart.nan_to_num())
+    return False

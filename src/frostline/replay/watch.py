@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from frostline.freezing.modes import pin_of
 from frostline.proof.surroundings import Surroundings
+from frostline.replay.deep import deep_mark
 from frostline.replay.hooks import foreign_hooks
 from frostline.replay.stand_in import StandIn
 
-_OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {"forward"}
+OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {"forward"}
 
 
 class Setting(NamedTuple):
@@ -85,7 +86,7 @@ def look(model: nn.Module) -> State:
                 tensors.append((id(parameter), parameter.requires_grad))
         owner = id(module)
         for key, value in held.items():
-            if key in _OF_EVERY_MODULE:
+            if key in OF_EVERY_MODULE:
                 continue
             kind = type(value)
             if kind in _PLAIN:
@@ -93,7 +94,7 @@ def look(model: nn.Module) -> State:
             elif isinstance(value, Tensor):
                 settings.append(Setting(owner, key, Mark(id(value), value._version)))
             elif kind in _COLLECTIONS:
-                settings.append(Setting(owner, key, _frozen(value)))
+                settings.append(Setting(owner, key, deep_mark(value)))
             elif key == "_frostline_replays" or isinstance(value, nn.Module):
                 continue
             else:
@@ -101,30 +102,13 @@ def look(model: nn.Module) -> State:
                 if id(value) in seen:
                     continue
                 seen.add(id(value))
-                for inner, plain in (getattr(value, "__dict__", None) or {}).items():
-                    if type(plain) in _PLAIN:
-                        settings.append(Setting(owner, inner, plain))
+                settings.append(Setting(owner, f"{key} inside", deep_mark(value)))
         waiting.extend(child for child in held["_modules"].values() if child is not None)
     return State(tuple(tensors), tuple(modes), tuple(settings))
 
 
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None)})
 _COLLECTIONS = frozenset({list, tuple, set, frozenset, dict})
-
-
-def _frozen(value: Any) -> Any:
-    if type(value) is dict:
-        items = list(value.items())
-    else:
-        items = (
-            list(enumerate(value)) if isinstance(value, list | tuple) else [(0, v) for v in value]
-        )
-    return len(items), tuple(
-        (repr(k), v) if type(v) in _PLAIN else (repr(k), id(v)) for k, v in items[:_FEW]
-    )
-
-
-_FEW = 16
 
 
 class Watch:
@@ -184,6 +168,7 @@ class _Slots:
         self._sizes = self._count()
         self._places: list[tuple[dict[str, Any], str]] = []
         self._mutable: list[tuple[Any, Any]] = []
+        self._seen: set[int] = set()
         for module in self._modules:
             held = vars(module)
             for part in (held["_modules"], held["_parameters"]):
@@ -192,7 +177,7 @@ class _Slots:
                 self._places += [(cast("dict[str, Any]", hooks), cast(str, key)) for key in hooks]
             self._places.append((held, "training"))
             for key, value in held.items():
-                if key in _OF_EVERY_MODULE or (id(module), key) in ignored:
+                if key in OF_EVERY_MODULE or (id(module), key) in ignored:
                     continue
                 self._places.append((held, key))
                 self._note_mutable(value)
@@ -234,18 +219,17 @@ class _Slots:
         kind = type(value)
         if isinstance(value, Tensor) or kind in (list, set, dict):
             self._mutable.append((value, _mark(value)))
-        elif kind not in _PLAIN and kind not in _COLLECTIONS and not isinstance(value, nn.Module):
-            inner = getattr(value, "__dict__", None)
-            if inner and all(inner is not held for held, _ in self._mutable):
-                self._mutable.append((inner, _mark(inner)))
+        elif (
+            kind not in _PLAIN and not isinstance(value, nn.Module) and id(value) not in self._seen
+        ):
+            self._seen.add(id(value))
+            self._mutable.append((value, _mark(value)))
 
 
 def _mark(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value._version
-    if isinstance(value, dict):
-        return [v for v in value.values() if type(v) in _PLAIN], len(value)
-    return _frozen(value)
+    return deep_mark(value)
 
 
 def changed_settings(before: State, after: State) -> list[Setting]:

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from frostline.finetune.checkpoints import Listing
+from frostline.checkpoint.listing import Listing
 from frostline.naming import Alias, take_inventory, tensor_bytes
 from frostline.report.tree import TensorRecord
 
@@ -62,11 +62,11 @@ def listing_records(
     """The tensors of a checkpoint.
 
     Args:
-        listing: what :func:`frostline.finetune.checkpoints.read_listing` found.
+        listing: what :func:`frostline.checkpoint.listing.read_listing` found.
         frozen: tensor name → whether a plan freezes it; left out where there is no plan.
 
     >>> from pathlib import Path
-    >>> from frostline.finetune.stored import StoredTensor
+    >>> from frostline.checkpoint.stored import StoredTensor
     >>> fc = StoredTensor(name="fc.weight", shape=(2, 3), dtype="float32", nbytes=24)
     >>> listing = Listing(path=Path("a.pt"), files=(Path("a.pt"),), tensors=(fc,))
     >>> listing_records(listing, {"fc.weight": True})[0].frozen

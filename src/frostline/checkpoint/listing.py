@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from frostline.errors import ModelSourceError
-from frostline.finetune.stored import StoredTensor, read_safetensors, read_torch
+from frostline.checkpoint.stored import StoredTensor, read_safetensors, read_torch
+from frostline.errors import CheckpointError, SelectorError
+from frostline.freezing import Frozen, Plan, freeze
 from frostline.naming import canonical_keys
 
 _SUFFIXES = (".safetensors", ".index.json", ".pt", ".pth", ".bin", ".ckpt")
@@ -61,7 +62,7 @@ def read_listing(path: str | Path) -> Listing:
             ``*.index.json``, or a folder as Hugging Face writes it.
 
     Raises:
-        ModelSourceError: the file is not there, is damaged, holds no state dict, or holds
+        CheckpointError: the file is not there, is damaged, holds no state dict, or holds
             objects that would have to be unpickled.
 
     >>> from tempfile import TemporaryDirectory
@@ -77,7 +78,7 @@ def read_listing(path: str | Path) -> Listing:
         read = read_safetensors if file.suffix.lower() == ".safetensors" else read_torch
         found += read(file)
     if not found:
-        raise ModelSourceError(f"{path} holds no tensors")
+        raise CheckpointError(f"{path} holds no tensors")
     tensors = _canonical(found)
     # safetensors orders by dtype and name, and shards split the model anywhere.
     if len(files) > 1 or files[0].suffix.lower() == ".safetensors":
@@ -85,11 +86,15 @@ def read_listing(path: str | Path) -> Listing:
     return Listing(path=path, files=files, tensors=tuple(tensors))
 
 
-def skeleton(listing: Listing) -> nn.Module:
+def skeleton(listing: Listing, *, as_parameters: bool = False) -> nn.Module:
     """A model without content or behaviour whose tensors have the checkpoint's names.
 
     It lets selectors and plans work on a file. All is float32 on the meta device; classes are
     unknown, so ``type:`` selectors match nothing.
+
+    Args:
+        listing: the checkpoint's tensors.
+        as_parameters: make buffers parameters too, so that selectors find them.
 
     >>> fc = StoredTensor(name="fc.weight", shape=(2, 3), dtype="float32", nbytes=24)
     >>> listing = Listing(path=Path("a.pt"), files=(Path("a.pt"),), tensors=(fc,))
@@ -107,13 +112,36 @@ def skeleton(listing: Listing) -> nn.Module:
             owner._modules[part] = inner
             owner = inner
         empty = torch.empty(tensor.shape, device="meta")
-        if tensor.is_buffer:
+        if tensor.is_buffer and not as_parameters:
             owner._buffers[leaf] = empty
         else:
             owner._parameters[leaf] = made.setdefault(
                 tensor.same_as or tensor.name, nn.Parameter(empty)
             )
     return root
+
+
+def apply_plan(stand_in: nn.Module, plan: Plan, *, everything: bool = False) -> Frozen:
+    """Freeze a :func:`skeleton` by a plan.
+
+    Args:
+        stand_in: the skeleton.
+        plan: the plan.
+        everything: permit that nothing is left to train.
+
+    Raises:
+        SelectorError: a rule matches nothing, or selects by class, which a checkpoint can't tell.
+        PlanError: rules are at odds, or nothing is left to train.
+    """
+    try:
+        return freeze(stand_in, plan, everything=everything)
+    except SelectorError as error:
+        if "type:" not in str(error):
+            raise
+        raise SelectorError(
+            "'type:' selects by class, and a checkpoint does not tell classes: select by name,"
+            " or inspect the model that it belongs to"
+        ) from error
 
 
 def _canonical(tensors: Iterable[StoredTensor]) -> list[StoredTensor]:
@@ -138,13 +166,13 @@ def _files(path: Path) -> tuple[Path, ...]:
     if path.is_dir():
         path = _main_file(path)
     if not path.is_file():
-        raise ModelSourceError(f"there is no file {path}")
+        raise CheckpointError(f"there is no file {path}")
     if not path.name.endswith(".index.json"):
         return (path,)
     shards = tuple(path.parent / name for name in _shard_names(path))
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
-        raise ModelSourceError(
+        raise CheckpointError(
             f"{path} names {len(shards)} files, of which {', '.join(missing[:3])}"
             f"{' and others are' if len(missing) > 3 else ' is' if len(missing) == 1 else ' are'}"
             " not beside it: fetch the checkpoint again"
@@ -162,11 +190,11 @@ def _main_file(folder: Path) -> Path:
         return others[0]
     if others:
         names = ", ".join(file.name for file in others[:4])
-        raise ModelSourceError(
+        raise CheckpointError(
             f"folder {folder} holds {len(others)} .safetensors files ({names}"
             f"{', …' if len(others) > 4 else ''}) and no index: name one of them"
         )
-    raise ModelSourceError(
+    raise CheckpointError(
         f"folder {folder} holds no checkpoint: expected a .safetensors file or one of"
         f" {', '.join(_FOLDER_FILES)}"
     )
@@ -176,9 +204,9 @@ def _shard_names(index: Path) -> list[str]:
     try:
         return sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
     except OSError as error:
-        raise ModelSourceError(f"{index} could not be read: {error.strerror}") from error
+        raise CheckpointError(f"{index} could not be read: {error.strerror}") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ModelSourceError(
+        raise CheckpointError(
             f"{index} is no index of a checkpoint: expected JSON with a 'weight_map' from tensor"
             " names to file names"
         ) from error

@@ -15,9 +15,9 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 import frostline as fl
-from frostline.errors import ModelSourceError
-from frostline.finetune.checkpoints import is_checkpoint, read_listing, skeleton
-from frostline.finetune.stored import StoredTensor
+from frostline.errors import CheckpointError
+from frostline.checkpoint.listing import is_checkpoint, read_listing, skeleton
+from frostline.checkpoint.stored import StoredTensor
 
 
 def tensors(**dtypes: torch.dtype) -> dict[str, Tensor]:
@@ -298,7 +298,7 @@ def test_what_is_wrong_is_said_in_one_line(
     write_bad(tmp_path / name, how)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        with pytest.raises(ModelSourceError, match=rf"^({re.escape(str(tmp_path))}/)?{message}$"):
+        with pytest.raises(CheckpointError, match=rf"^({re.escape(str(tmp_path))}/)?{message}$"):
             read_listing(tmp_path / name)
     assert warned == []
 
@@ -310,7 +310,7 @@ def test_unpickling_never_runs_code(tmp_path: Path) -> None:
 
     for name, zipped in (("new.pt", True), ("old.pt", False)):
         torch.save({"w": Attack()}, tmp_path / name, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(ModelSourceError, match="would have to unpickle"):
+        with pytest.raises(CheckpointError, match="would have to unpickle"):
             read_listing(tmp_path / name)
     assert not (tmp_path / "ran").exists()
 
@@ -342,7 +342,7 @@ def test_folders_that_are_no_checkpoint(
 ) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(ModelSourceError, match=re.escape(message)):
+    with pytest.raises(CheckpointError, match=re.escape(message)):
         read_listing(tmp_path)
 
 

@@ -10,15 +10,17 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from frostline.errors import ModelSourceError
+from frostline.errors import CheckpointError
 from frostline.naming import memory_span, tensor_bytes
 
 # Where training scripts put the weights beside other things: Lightning and timm, torch's
@@ -45,6 +47,8 @@ class StoredTensor:
         dtype: as torch names it, such as ``float32``.
         nbytes: bytes of its elements.
         same_as: the earlier tensor that lies on the same memory, or None.
+        source: the file that holds its content, and its name there; what is equal but for this
+            is equal.
     """
 
     name: str
@@ -52,6 +56,7 @@ class StoredTensor:
     dtype: str
     nbytes: int
     same_as: str | None = None
+    source: tuple[Path, str] | None = field(default=None, repr=False, compare=False)
 
     @property
     def elements(self) -> int:
@@ -72,18 +77,11 @@ class StoredTensor:
 def read_safetensors(file: Path) -> list[StoredTensor]:
     """List a ``.safetensors`` file by its header; ties as ``save_model`` notes them.
 
-    Raises ModelSourceError if the file is damaged or can't be read.
+    Raises CheckpointError if the file is damaged or can't be read.
     """
-    try:
-        with safe_open(file, framework="np") as content:
-            headers = {key: content.get_slice(key) for key in content.keys()}  # noqa: SIM118
-            notes = content.metadata() or {}
-    except SafetensorError as error:
-        raise ModelSourceError(
-            f"{file} is damaged or no safetensors file ({error}): fetch or save it again"
-        ) from error
-    except OSError as error:
-        raise ModelSourceError(f"{file} could not be read: {error.strerror or error}") from error
+    with _opened(file) as content:
+        headers = {key: content.get_slice(key) for key in content.keys()}  # noqa: SIM118
+        notes = content.metadata() or {}
     sources = {key: key for key in headers}
     # Of a tied tensor save_model keeps one name, and writes the others into the metadata.
     sources |= {
@@ -96,6 +94,7 @@ def read_safetensors(file: Path) -> list[StoredTensor]:
             dtype=_torch_name(code := headers[source].get_dtype()),
             nbytes=_bytes_of(shape, code),
             same_as=None if name == source else source,
+            source=(file, source),
         )
         for name, source in sources.items()
     ]
@@ -104,14 +103,12 @@ def read_safetensors(file: Path) -> list[StoredTensor]:
 def read_torch(file: Path) -> list[StoredTensor]:
     """List a file that ``torch.save`` wrote, its weights memory-mapped and not read.
 
-    Raises ModelSourceError if the file is damaged, holds no state dict, or holds objects that
+    Raises CheckpointError if the file is damaged, holds no state dict, or holds objects that
     would have to be unpickled.
     """
     listed: list[StoredTensor] = []
     first_on: dict[tuple[int, int, int], str] = {}
-    for key, tensor in _state_dict(_load(file), file).items():
-        if not isinstance(tensor, Tensor):
-            continue
+    for key, tensor in map_torch(file).items():
         span = memory_span(tensor)
         owner = first_on.setdefault(span, key) if span else key
         listed.append(
@@ -121,9 +118,41 @@ def read_torch(file: Path) -> list[StoredTensor]:
                 dtype=str(tensor.dtype).removeprefix("torch."),
                 nbytes=tensor_bytes(tensor),
                 same_as=None if owner == key else owner,
+                source=(file, key),
             )
         )
     return listed
+
+
+def map_torch(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file that ``torch.save`` wrote, in its order; memory-mapped where it can be.
+
+    Raises CheckpointError as :func:`read_torch` does.
+    """
+    content = _state_dict(_load(file), file)
+    return {key: tensor for key, tensor in content.items() if isinstance(tensor, Tensor)}
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a ``.safetensors`` file says of itself; empty if it says nothing.
+
+    Raises CheckpointError if the file is damaged or can't be read.
+    """
+    with _opened(file) as content:
+        return dict(content.metadata() or {})
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="np") as content:
+            yield content
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{file} is damaged or no safetensors file ({error}): fetch or save it again"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{file} could not be read: {error.strerror or error}") from error
 
 
 def _load(file: Path) -> object:
@@ -135,19 +164,19 @@ def _load(file: Path) -> object:
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError as error:
-        raise ModelSourceError(f"{file} could not be read: {error.strerror or error}") from error
+        raise CheckpointError(f"{file} could not be read: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
         needed = re.search(r"GLOBAL (\S+)", str(error))
         if needed is None:
             raise _damaged(file) from error
-        raise ModelSourceError(
+        raise CheckpointError(
             f"{file} holds more than tensors: it would have to unpickle {needed[1]}, which can run"
             " code, so it is left alone. Save the weights alone:"
             " torch.save(model.state_dict(), 'weights.pt')"
         ) from error
     except Exception as error:
         if "TorchScript" in str(error):
-            raise ModelSourceError(
+            raise CheckpointError(
                 f"{file} is a TorchScript program, not a checkpoint. Save its weights:"
                 " torch.save(torch.jit.load(path).state_dict(), 'weights.pt')"
             ) from error
@@ -155,8 +184,8 @@ def _load(file: Path) -> object:
         raise _damaged(file) from error
 
 
-def _damaged(file: Path) -> ModelSourceError:
-    return ModelSourceError(
+def _damaged(file: Path) -> CheckpointError:
+    return CheckpointError(
         f"{file} is damaged or not written by torch.save: fetch or save it again"
     )
 
@@ -164,7 +193,7 @@ def _damaged(file: Path) -> ModelSourceError:
 def _state_dict(content: object, file: Path) -> dict[str, object]:
     """The mapping that holds tensors, found below the keys that training scripts use."""
     if not isinstance(content, Mapping):
-        raise ModelSourceError(
+        raise CheckpointError(
             f"{file} holds a {type(content).__name__}, not a state dict: expected a mapping from"
             " names to tensors"
         )
@@ -173,11 +202,26 @@ def _state_dict(content: object, file: Path) -> dict[str, object]:
         if isinstance(inner, Mapping) and inner:
             return _state_dict(inner, file)
     if not any(isinstance(value, Tensor) for value in content.values()):
-        raise ModelSourceError(
+        raise CheckpointError(
             f"{file} holds no state dict: no tensors at the top nor under"
             f" {', '.join(_STATE_KEYS)}; it has: {', '.join(map(str, content)) or 'nothing'}"
         )
     return {str(key): value for key, value in content.items()}
+
+
+def safetensors_code(dtype: str) -> str:
+    """What safetensors calls torch's dtype of this name.
+
+    >>> safetensors_code("float32"), safetensors_code("int64"), safetensors_code("bfloat16")
+    ('F32', 'I64', 'BF16')
+    """
+    for code, name in _SPECIAL_DTYPES.items():
+        if name == dtype:
+            return code
+    for letter, word in _DTYPE_LETTERS.items():
+        if dtype.startswith(word):
+            return letter + dtype.removeprefix(word).upper()
+    return dtype.upper()
 
 
 def _torch_name(code: str) -> str:

@@ -1,0 +1,137 @@
+"""Saving what was trained of a model, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from torch import nn
+
+from frostline.checkpoint.delta import Delta, DeltaTensor, delta_metadata, read_delta
+from frostline.checkpoint.tensors import ModelTensor, digest, model_tensors
+from frostline.checkpoint.writing import Outgoing, write_safetensors
+from frostline.errors import CheckpointError, SelectorError
+from frostline.files import replace_atomically
+from frostline.freezing.decide import decide
+from frostline.freezing.plan import Plan
+from frostline.naming import Inventory, take_inventory, tensor_bytes
+from frostline.proof.fingerprint import content_pieces, has_plain_content
+from frostline.selection import SelectorLike, as_selector, glob
+
+
+def save_trained(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    plan: Plan | None = None,
+    include: SelectorLike | None = None,
+    base: Mapping[str, str] | None = None,
+) -> Delta:
+    """Write only what was trained to a ``.safetensors`` file, tied to the base it was trained on.
+
+    Saved are the parameters that train now, those that Frostline made trainable before (by a
+    thaw, by a schedule), and the buffers that no freeze holds. Of all others the file has the
+    fingerprint, so that :func:`load_trained` and ``frostline merge`` refuse another base. The old
+    file at ``path`` is there until the new one is whole.
+
+    Args:
+        model: the model, wrapped or not, on any device.
+        path: the file to write.
+        plan: what was to be frozen and trained, for ``frostline verify``; if left out, what is
+            saved was to be trained.
+        include: parameters to save besides. What you froze by hand after training it is one.
+        base: what :func:`frostline.checkpoint.fingerprints` gave before training. Then what
+            differs from it is saved, whatever trains: exact after a resume, too.
+
+    Returns:
+        What was written: ``.names``, ``.nbytes``, ``.base``.
+
+    Raises:
+        CheckpointError: (a ValueError) nothing was trained, or a tensor can't be saved (meta,
+            sharded, quantised).
+        SelectorError: (a ValueError) ``include`` or the plan matches nothing.
+        OutputError: (an OSError) the file can't be written.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> import frostline as fl
+    >>> model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2))
+    >>> frozen = fl.freeze(model, "0")
+    >>> with TemporaryDirectory() as folder:
+    ...     saved = fl.save_trained(model, Path(folder, "tuned.safetensors"))
+    >>> saved.names, saved.nbytes
+    (('1.weight', '1.bias'), 40)
+    """
+    path = Path(path)
+    inventory = take_inventory(model)
+    included = as_selector(include).find(inventory) if include is not None else {}
+    to_freeze = _frozen_by(plan, inventory) if plan is not None else None
+    found = model_tensors(inventory)
+    if base is None and not any(t.may_have_moved or t.group in included for t in found):
+        raise CheckpointError(
+            f"nothing of {type(model).__name__} was trained: all of it is frozen. Say what to"
+            " save: include='head'"
+        )
+    tensors = []
+    for tensor in found:
+        content = digest(tensor)
+        moved = tensor.may_have_moved if base is None else base.get(tensor.name) != content
+        stored = moved or tensor.group in included
+        if stored:
+            _refuse_unsavable(tensor)
+        frozen = (
+            not stored if to_freeze is None or tensor.group is None else (tensor.group in to_freeze)
+        )
+        tensors.append(_entry(tensor, content, stored=stored, frozen=frozen))
+    stored_names = {entry.name for entry in tensors if entry.stored}
+    outgoing = [_outgoing(tensor) for tensor in found if tensor.name in stored_names]
+    metadata = delta_metadata(_written(plan, tensors), tensors)
+    replace_atomically(path, lambda file: write_safetensors(file, outgoing, metadata))
+    return read_delta(path)
+
+
+def _frozen_by(plan: Plan, inventory: Inventory) -> Collection[int]:
+    return {index for index, action in decide(plan, inventory).items() if action == "freeze"}
+
+
+def _entry(tensor: ModelTensor, content: str, *, stored: bool, frozen: bool) -> DeltaTensor:
+    return DeltaTensor(
+        names=tensor.names,
+        kind=tensor.kind,
+        shape=tensor.shape,
+        dtype=tensor.dtype,
+        fingerprint=content,
+        stored=stored,
+        frozen=frozen,
+    )
+
+
+def _outgoing(tensor: ModelTensor) -> Outgoing:
+    return Outgoing(
+        name=tensor.name,
+        dtype=tensor.dtype,
+        shape=tensor.shape,
+        nbytes=tensor_bytes(tensor.tensor),
+        pieces=lambda: content_pieces(tensor.tensor),
+    )
+
+
+def _refuse_unsavable(tensor: ModelTensor) -> None:
+    if not has_plain_content(tensor.tensor):
+        raise CheckpointError(
+            f"{tensor.name} can't be saved: it is a {type(tensor.tensor).__name__} without plain"
+            " content (sharded, sparse, quantised). Gather it first, or freeze it"
+        )
+
+
+def _written(plan: Plan | None, tensors: list[DeltaTensor]) -> str:
+    """The plan as YAML; one by name where there is none, or one of functions and objects."""
+    if plan is not None:
+        try:
+            return plan.to_yaml()
+        except SelectorError:
+            pass
+    parameters = [tensor for tensor in tensors if tensor.kind == "parameter"]
+    trained = [glob(tensor.name) for tensor in parameters if not tensor.frozen]
+    if len(trained) == len(parameters):
+        return Plan.training("**").to_yaml()
+    return (Plan.all_but(trained) if trained else Plan.freezing("**")).to_yaml()

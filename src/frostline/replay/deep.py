@@ -1,0 +1,85 @@
+"""Marks of values in attributes, several levels deep: the same while nothing in them changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any
+
+import numpy as np
+import xxhash
+from torch import Tensor, nn
+
+from frostline.proof import fingerprint
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
+_DEEPEST = 3
+_MOST_ITEMS = 64
+# What a model says of its head and its past, and what another head changes.
+_NOT_OF_THE_FROZEN_PART = frozenset(
+    {"id2label", "label2id", "problem_type", "architectures", "_name_or_path", "name_or_path"}
+)
+
+
+def deep_mark(value: Any, depth: int = 0) -> Any:
+    """Something that is equal while a value, and what it holds, stays the same in this process.
+
+    >>> held = {"a": {"k": 1}}
+    >>> before = deep_mark(held)
+    >>> held["a"]["k"] = 2
+    >>> before == deep_mark(held)
+    False
+    """
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, Tensor):
+        return id(value), value._version
+    if isinstance(value, np.ndarray):
+        return id(value), xxhash.xxh3_64_intdigest(np.ascontiguousarray(value).tobytes())
+    items = None if depth > _DEEPEST else _items(value)
+    if items is None:
+        return id(value)
+    return type(value).__name__, tuple((k, deep_mark(v, depth + 1)) for k, v in items)
+
+
+def lasting_mark(value: Any, depth: int = 0) -> Any:
+    """The same, and the same in every process: by content, where :func:`deep_mark` has addresses.
+
+    >>> lasting_mark([1, {"a": 2.5}]) == lasting_mark([1, {"a": 2.5}])
+    True
+    """
+    if isinstance(value, PLAIN):
+        return repr(value)
+    if isinstance(value, Tensor):
+        return fingerprint(value)
+    if isinstance(value, np.ndarray):
+        content = xxhash.xxh3_64_intdigest(np.ascontiguousarray(value).tobytes())
+        return str(value.dtype), value.shape, content
+    if isinstance(value, _FUNCTIONS):
+        code = getattr(value, "__code__", None)
+        cells = [c.cell_contents for c in getattr(value, "__closure__", None) or ()]
+        inside = [lasting_mark(cell, depth + 1) for cell in cells] if depth <= _DEEPEST else []
+        return value.__module__, value.__qualname__, code.co_code if code else b"", inside
+    items = None if depth > _DEEPEST else _items(value)
+    if items is None:
+        return type(value).__module__, type(value).__qualname__
+    return type(value).__name__, [
+        (repr(key), lasting_mark(held, depth + 1))
+        for key, held in items
+        if key not in _NOT_OF_THE_FROZEN_PART
+    ]
+
+
+def _items(value: Any) -> list[tuple[Any, Any]] | None:
+    """What a container or a plain object holds; None for what is not looked into."""
+    if isinstance(value, Mapping):
+        return list(value.items())[:_MOST_ITEMS]
+    if isinstance(value, list | tuple):
+        return list(enumerate(value[:_MOST_ITEMS]))
+    if isinstance(value, set | frozenset):
+        return [(None, held) for held in sorted(value, key=repr)][:_MOST_ITEMS]
+    if isinstance(value, nn.Module | type) or callable(value):
+        return None
+    held = getattr(value, "__dict__", None)
+    return list(held.items())[:_MOST_ITEMS] if held else None
