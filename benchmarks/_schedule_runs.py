@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter, process_time
@@ -17,7 +18,7 @@ from torch.utils.data import TensorDataset
 import frostline as fl
 from frostline import schedules
 
-FULL, AGAIN, HEAD = "full training", "full training, again", "way four, head alone"
+FULL, AGAIN, HEAD = "full", "full again", "way four"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,16 @@ class Way:
     options: str = ""
     by_hand: bool = False
 
+    @property
+    def label(self) -> str:
+        """Name and options."""
+        return f"{self.name} ({self.options})" if self.options else self.name
+
+    @property
+    def slug(self) -> str:
+        """The label as part of a file's name."""
+        return re.sub(r"[^a-z0-9.]+", "-", self.label).strip("-")
+
 
 def _halves(task: Task, seed: int) -> schedules.Explicit:
     """Everything for a fifth of the run, then the last block and the head."""
@@ -51,45 +62,49 @@ def _halves(task: Task, seed: int) -> schedules.Explicit:
 WAYS = (
     Way(name=FULL),
     Way(name=AGAIN),
-    Way(name=HEAD, by_hand=True),
+    Way(name=HEAD, by_hand=True, options="head alone, frozen by hand"),
     Way(name="alpha", schedule=lambda task, seed: schedules.Alpha()),
     Way(
-        name="alpha, 0.2",
+        name="alpha",
         schedule=lambda task, seed: schedules.Alpha(alpha=0.2),
         options="alpha=0.2",
     ),
     Way(name="autofreeze", schedule=lambda task, seed: schedules.AutoFreeze()),
     Way(
-        name="autofreeze, 2 looks",
+        name="autofreeze",
         schedule=lambda task, seed: schedules.AutoFreeze(looks_per_epoch=2),
         options="looks_per_epoch=2",
     ),
-    Way(name="plasticity", schedule=lambda task, seed: schedules.Plasticity(period=2), options="period=2"),
+    Way(
+        name="plasticity",
+        schedule=lambda task, seed: schedules.Plasticity(period=2),
+        options="period=2",
+    ),
     Way(name="freezeout", schedule=lambda task, seed: schedules.FreezeOut()),
     Way(name="lpft", schedule=lambda task, seed: schedules.LPFT()),
     Way(name="gradual-unfreeze", schedule=lambda task, seed: schedules.GradualUnfreeze()),
     Way(
         name="explicit",
         schedule=_halves,
-        options="all for a fifth of the epochs, then the last block and the head",
+        options="all, then the last block",
     ),
     Way(
         name="surgical",
         schedule=lambda task, seed: schedules.SurgicalBlock(blocks=(-1,)),
         options="blocks=(-1,)",
     ),
-    Way(name="lisa", schedule=lambda task, seed: schedules.LISA(seed=seed), options="the run's seed"),
-    Way(
-        name="badam", schedule=lambda task, seed: schedules.BAdam(seed=seed), options="the run's seed"
-    ),
+    Way(name="lisa", schedule=lambda task, seed: schedules.LISA(seed=seed)),
+    Way(name="badam", schedule=lambda task, seed: schedules.BAdam(seed=seed)),
     Way(name="apf", schedule=lambda task, seed: schedules.APF()),
     Way(name="autorgn", schedule=lambda task, seed: schedules.AutoRGN()),
     Way(name="spectrum", schedule=lambda task, seed: schedules.Spectrum()),
 )
 
 
-def run(task: Task, way: Way, *, replay: bool, seed: int) -> dict[str, Any]:
-    """Train, and say what came of it, as plain values.
+def run(
+    task: Task, way: Way, *, replay: bool, seed: int, epochs: int | None = None
+) -> dict[str, Any]:
+    """Train, and say what came of it, as plain values; fewer epochs are for warming up.
 
     The time is that of training with all that belongs to it: schedule, transitions, proofs,
     loading. Measuring the accuracy is left out; it is the same work for all.
@@ -115,7 +130,7 @@ def run(task: Task, way: Way, *, replay: bool, seed: int) -> dict[str, Any]:
                 steps_per_epoch=task.steps_per_epoch,
                 total_steps=task.epochs * task.steps_per_epoch,
             )
-    for _ in range(task.epochs):
+    for _ in range(epochs or task.epochs):
         with clock:
             model.train()
             if trains:
@@ -124,7 +139,8 @@ def run(task: Task, way: Way, *, replay: bool, seed: int) -> dict[str, Any]:
             for inputs, targets in fl.replay(model, loader) if replay else loader:
                 optimizer.zero_grad()
                 loss = F.cross_entropy(model(inputs), targets)
-                loss.backward()
+                # torch leaves backward unannotated.
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 if freezer is not None:
                     freezer.step(loss)
@@ -135,7 +151,8 @@ def run(task: Task, way: Way, *, replay: bool, seed: int) -> dict[str, Any]:
     stats = fl.replay(model, loader).replayer if replay else None
     return {
         "task": task.name,
-        "way": way.name,
+        "what": task.what,
+        "way": way.label,
         "replay": replay,
         "seed": seed,
         "cpu_seconds": clock.cpu,

@@ -7,6 +7,7 @@ head's weights, the order of the samples and dropout.
 from __future__ import annotations
 
 import copy
+import hashlib
 import re
 import sysconfig
 from collections import Counter
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from frostline.finetune.data import FINETUNING_DIGITS, load_digits_task
 from frostline.finetune.pretrain import pretrained_digits_cnn
@@ -25,8 +26,8 @@ from frostline.finetune.pretrain import pretrained_digits_cnn
 BATCH = 64
 WORDS, LENGTH = 2_000, 24
 WIDTH, DEPTH, HEADS = 48, 6, 2
-PRETRAINING_FILES, PRETRAINING_EPOCHS = 40, 8
-SNIPPETS_A_FILE = 300
+PRETRAINING_MODULES, PRETRAINING_EPOCHS = 40, 8
+LEAST_SNIPPETS, SNIPPETS_A_FILE = 20, 120
 # Packages that every Python from 3.10 on has, of a dozen files and more each.
 PACKAGES = ("asyncio", "email", "importlib", "multiprocessing", "unittest", "xml")
 TRAIN_A_PACKAGE, VALIDATE_A_PACKAGE, TEST_A_PACKAGE = 96, 32, 160
@@ -100,7 +101,8 @@ class SnippetTransformer(nn.Module):
         hidden = self.words(words) + self.positions
         for layer in self.layers:
             hidden = layer(hidden)
-        return self.head(self.norm(hidden.mean(dim=1)))
+        logits: Tensor = self.head(self.norm(hidden.mean(dim=1)))
+        return logits
 
 
 def digits(epochs: int) -> Task:
@@ -125,17 +127,19 @@ def digits(epochs: int) -> Task:
     )
 
 
-def text(epochs: int, cache: Path) -> Task:
+def text(epochs: int, folder: Path) -> Task:
     """Snippets of the standard library by package, other files in train, validation and test."""
     library = Path(sysconfig.get_path("stdlib"))
     modules = sorted(library.glob("[a-z]*.py"), key=lambda f: (-f.stat().st_size, f.name))
-    files = [words_of(file) for file in modules[:PRETRAINING_FILES]]
+    halves = [_halves(library / package) for package in PACKAGES]
+    files = [words_of(file) for file in modules[:PRETRAINING_MODULES]]
+    files += [words_of(file) for half, _ in halves for file in half]
+    files = [words for words in files if len(words) >= LEAST_SNIPPETS * LENGTH]
     counts = Counter(word for words in files for word in words)
     numbers = {word: n for n, (word, _) in enumerate(counts.most_common(WORDS - 1), 1)}
     parts: list[list[tuple[Tensor, int]]] = [[], [], []]
-    wanted = (TRAIN_A_PACKAGE, VALIDATE_A_PACKAGE, TEST_A_PACKAGE)
-    for label, package in enumerate(PACKAGES):
-        for part, snippets in zip(parts, _split(library / package, numbers, wanted), strict=True):
+    for label, (_, half) in enumerate(halves):
+        for part, snippets in zip(parts, _split(half, numbers), strict=True):
             part += [(snippet, label) for snippet in snippets]
     train, validation, test = (
         TensorDataset(torch.stack([s for s, _ in part]), torch.tensor([label for _, label in part]))
@@ -145,8 +149,8 @@ def text(epochs: int, cache: Path) -> Task:
         name="text",
         what=f"snippets of {LENGTH} words from the standard library's sources, by package"
         f" ({', '.join(PACKAGES)}), no file in both train and test; a transformer of {DEPTH}"
-        f" blocks, pretrained to tell {PRETRAINING_FILES} other modules apart",
-        pretrained=_pretrained(files, numbers, cache),
+        f" blocks, pretrained to tell {len(files)} other files apart",
+        pretrained=_pretrained(files, numbers, folder),
         width=WIDTH,
         classes=len(PACKAGES),
         train=train,
@@ -173,27 +177,48 @@ def _snippets(words: Sequence[str], numbers: dict[str, int]) -> Tensor:
     return known[: count * LENGTH].view(count, LENGTH)
 
 
-def _split(package: Path, numbers: dict[str, int], wanted: Sequence[int]) -> list[Tensor]:
-    """So many snippets for each part, each file's all in one of them."""
+def _halves(package: Path) -> tuple[list[Path], list[Path]]:
+    """The package's files, one half for pretraining, the other for fine-tuning."""
     files = sorted(f for f in package.rglob("*.py") if "test" not in f.relative_to(package).parts)
-    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
+    drawn = [files[place] for place in order]
+    return drawn[::2], drawn[1::2]
+
+
+def _split(files: Sequence[Path], numbers: dict[str, int]) -> list[Tensor]:
+    """Snippets for training, validation and test, each file's all in one of them."""
+    wanted = (TRAIN_A_PACKAGE, VALIDATE_A_PACKAGE, TEST_A_PACKAGE)
     held: list[list[Tensor]] = [[] for _ in wanted]
-    for place in torch.randperm(len(files), generator=generator).tolist():
-        snippets = _snippets(words_of(files[place]), numbers)
+    largest_first = sorted(files, key=lambda f: (-f.stat().st_size, f.name))
+    for file in largest_first:
         # To the part that has least of what it wants.
         filled = [sum(map(len, part)) / want for part, want in zip(held, wanted, strict=True)]
-        held[filled.index(min(filled))].append(snippets)
+        held[filled.index(min(filled))].append(_snippets(words_of(file), numbers))
+    generator = torch.Generator().manual_seed(0)
     parts = []
     for part, want in zip(held, wanted, strict=True):
         every = torch.cat(part)
         if len(every) < want:
-            raise SystemExit(f"{package} has too few sources for the text task")
+            raise SystemExit(f"{files[0].parent} has too few sources for the text task")
         parts.append(every[torch.randperm(len(every), generator=generator)[:want]])
     return parts
 
 
-def _pretrained(files: Sequence[Sequence[str]], numbers: dict[str, int], cache: Path) -> nn.Module:
-    """Taught which file a snippet is from; kept in the cache for the next call."""
+def _pretrained(files: Sequence[Sequence[str]], numbers: dict[str, int], folder: Path) -> nn.Module:
+    """Taught which file a snippet is from; kept in the folder for the next call."""
+    facts = (
+        BATCH,
+        LENGTH,
+        WIDTH,
+        DEPTH,
+        HEADS,
+        PRETRAINING_EPOCHS,
+        SNIPPETS_A_FILE,
+        numbers,
+        files,
+    )
+    key = hashlib.blake2b(repr((torch.__version__, facts)).encode(), digest_size=8).hexdigest()
+    cache = folder / f"text-{key}.pt"
     if cache.exists():
         model = SnippetTransformer(len(files))
         model.load_state_dict(torch.load(cache, weights_only=True))
@@ -213,10 +238,11 @@ def _pretrained(files: Sequence[Sequence[str]], numbers: dict[str, int], cache: 
     for _ in range(PRETRAINING_EPOCHS):
         for snippets, targets in DataLoader(data, batch_size=BATCH, shuffle=True):
             optimizer.zero_grad()
-            F.cross_entropy(model(snippets), targets).backward()
+            # torch leaves backward unannotated.
+            F.cross_entropy(model(snippets), targets).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     optimizer.zero_grad()
-    cache.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), cache)
     return model
 

@@ -15,9 +15,9 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 import frostline as fl
-from frostline.errors import CheckpointError
 from frostline.checkpoint.listing import is_checkpoint, read_listing, skeleton
 from frostline.checkpoint.stored import StoredTensor
+from frostline.errors import CheckpointError
 
 
 def tensors(**dtypes: torch.dtype) -> dict[str, Tensor]:

@@ -274,8 +274,8 @@ def test_a_wrong_prediction_is_admitted() -> None:
 @pytest.mark.parametrize(
     ("why_not", "kept"),
     [
-        pytest.param(None, "fl.replay; 1023.0 MiB kept", id="replayed"),
-        pytest.param("a hook hangs on it", "fl.replay; here: nothing was replayed", id="declined"),
+        pytest.param(None, "once; 1023.0 MiB kept", id="replayed"),
+        pytest.param("a hook hangs on it", "once; not here", id="declined"),
     ],
 )
 def test_replay_is_the_fifth_row(why_not: str | None, kept: str) -> None:
@@ -284,6 +284,6 @@ def test_replay_is_the_fifth_row(why_not: str | None, kept: str) -> None:
     text = shown(replace(comparison(), ways=(*comparison().ways, way)))
     assert "Five ways to freeze a part of net" in text
     assert re.search(r"^replay +still +moves .* 1 +0\.08×$", text, re.M)
-    assert f"replay     best, and what is frozen is computed once: {kept}" in text
+    assert f"replay     best, and fl.replay: what is frozen is computed {kept}" in text
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text

@@ -1,4 +1,4 @@
-"""More is frozen, or thawed, as training goes on: the cut follows, and costs no more than it must."""
+"""More is frozen, or thawed, as training goes on: the cut follows, at no needless cost."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from replaying import LAST_TWO, Pairs, both, counted, cross_entropy, net, steps
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 import frostline as fl
-from replaying import LAST_TWO, Pairs, both, counted, cross_entropy, net, steps
 
 # From the fourth of the seven epochs on, this is frozen too; what trains then.
 _DEEPER = {
@@ -49,8 +49,9 @@ def test_more_is_frozen(name: str, evict: bool, inputs: str) -> None:
     )
     assert done.replayer.declined is None
     recorded, replayed, plain = done.counts
-    assert plain == 0
-    assert recorded + replayed == 30
+    # The batch that was skipped already when the model changed is loaded, and computed.
+    assert plain == 0 if inputs == "load" else plain <= 1
+    assert recorded + replayed + plain == 30
     assert replayed >= 15
 
 

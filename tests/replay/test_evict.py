@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from replaying import CLASSES, HEAD, Pairs, assert_same, both, cross_entropy, run, steps
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import frostline as fl
-from replaying import CLASSES, HEAD, Pairs, assert_same, both, cross_entropy, run, steps
 
 WIDTH = 64  # tensors below a page stay where they are
 
@@ -95,14 +95,14 @@ def test_files_go_with_the_model() -> None:
     _trained(model, _loader())
     maps = Path("/proc/self/maps")
     assert "frostline-evicted" in maps.read_text()
-    folders = {
-        Path(line.split(maxsplit=5)[5].removesuffix(" (deleted)")).parent
+    paths = {
+        Path(line.split(maxsplit=5)[5].removesuffix(" (deleted)"))
         for line in maps.read_text().splitlines()
         if "frostline-evicted" in line
     }
     del model
     gc.collect()
-    assert not [folder for folder in folders if folder.exists()]
+    assert not [path for path in paths if path.exists()]
 
 
 @pytest.mark.parametrize("options", [{}, {"inputs": "skip"}, {"audit": 0.5}], ids=str)

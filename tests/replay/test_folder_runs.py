@@ -12,11 +12,6 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.data import DataLoader
-
-from frostline.replay.store import ReplayWarning
 from replaying import (
     CLASSES,
     HEAD,
@@ -33,6 +28,11 @@ from replaying import (
     run,
     steps,
 )
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from frostline.replay.store import ReplayWarning
 
 
 def _loader(data: Any = None, **options: Any) -> DataLoader[Any]:

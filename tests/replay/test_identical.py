@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from replaying import CLASSES, HEAD, LAST_TWO, Pairs, both, freeze, net, steps
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
-
-import frostline as fl
-from replaying import CLASSES, HEAD, LAST_TWO, Net, Pairs, both, cross_entropy, freeze, net, steps
+from torch.utils.data import DataLoader, WeightedRandomSampler
 
 # Transformers' models, small: name → maker, and what trains for the head alone and the last two
 # blocks.
@@ -136,7 +134,10 @@ _RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("how", _RUNS)
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param(how, marks=[pytest.mark.slow] if "workers" in how else []) for how in _RUNS],
+)
 @pytest.mark.parametrize("cut", ["head", "two"])
 @pytest.mark.parametrize("name", _MODELS)
 def test_transformers_train_to_the_same_bits(name: str, cut: str, how: str, tmp_path: Path) -> None:
@@ -205,9 +206,10 @@ def _loader(
 @pytest.mark.parametrize("name", _LOADERS)
 def test_any_loader(name: str, trains: str | tuple[str, ...], store: str, tmp_path: Path) -> None:
     options = {} if store == "memory" else {"store": tmp_path}
+    size = 96 if name == "thirty-two" else 40
     done = both(
         lambda: net(trains),
-        lambda: _loader(96 if name == "thirty-two" else 40, **_LOADERS[name]),
+        lambda: _loader(size, **_LOADERS[name]),
         lambda *given: steps(*given, epochs=4),
         **options,
     )
@@ -216,9 +218,7 @@ def test_any_loader(name: str, trains: str | tuple[str, ...], store: str, tmp_pa
     recorded, replayed, plain = done.counts
     a_last_one_differs = name == "a-smaller-last-batch"
     assert plain == (4 if a_last_one_differs else 1 if name == "the-same-smaller-last-batch" else 0)
-    assert recorded + replayed + plain == 4 * len(
-        _loader(96 if name == "thirty-two" else 40, **_LOADERS[name])
-    )
+    assert recorded + replayed + plain == 4 * len(_loader(size, **_LOADERS[name]))
     assert replayed >= (recorded + replayed) / 3
 
 

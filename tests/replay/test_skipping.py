@@ -9,11 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.data import DataLoader
-
-import frostline as fl
 from replaying import (
     CLASSES,
     HEAD,
@@ -26,6 +21,11 @@ from replaying import (
     run,
     steps,
 )
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+import frostline as fl
 
 
 class _Noted(Pairs):
@@ -105,7 +105,7 @@ def test_fields_come_as_poison_and_labels_from_memory() -> None:
                 assert x.shape == (8, WIDTH)
                 assert x.dtype == torch.float32
             assert y.dtype == torch.int64
-            assert ((0 <= y) & (y < CLASSES)).all()
+            assert ((y >= 0) & (y < CLASSES)).all()
             cross_entropy(model, (x, y))
     assert poisoned >= 12
     # The labels are those of the samples that the loader drew.

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from replaying import HEAD, LAST_TWO, WIDTH, Pairs, assert_same, net, run, steps
 from torch.utils.data import DataLoader
 
 import frostline as fl
-from replaying import HEAD, LAST_TWO, WIDTH, Pairs, assert_same, net, run, steps
 
 
 class _Augmented(Pairs):

@@ -19,14 +19,14 @@ PIECE_BYTES = 4 << 20
 """Bytes that are looked at together; every piece of a tensor but its last has this size."""
 
 # What was read of a mapped file counts as this process's memory until the map is let go.
-_MAPPED_BYTES = 256 << 20
+_MAPPED_BYTES = 128 << 20
 
 
 class ContentReader:
     """Reads tensors of checkpoint files; a context manager that closes the files it opened.
 
     Of ``.safetensors`` a piece is in memory at a time. A ``.pt`` file is mapped and let go every
-    256 MiB, so there it is about that, or its largest tensor.
+    128 MiB, so there it is about that, or its largest tensor.
 
     >>> from tempfile import TemporaryDirectory
     >>> from frostline.checkpoint.listing import read_listing

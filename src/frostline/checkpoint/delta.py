@@ -160,6 +160,7 @@ def read_delta(path: str | Path) -> Delta:
         raise damaged(path, f"its header ({error})") from error
     if delta.base != content.get("base"):
         raise damaged(path, "its header")
+    stored_tensors(delta)  # raises where the file holds something else
     return delta
 
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +10,12 @@ import torch
 
 from frostline.checkpoint.content import ContentReader
 from frostline.checkpoint.delta import Delta, DeltaTensor, is_delta, read_delta, verify_content
+from frostline.checkpoint.folders import (
+    appearing_folder,
+    copy_all_but_weights,
+    safetensors_name,
+    write_index,
+)
 from frostline.checkpoint.listing import Listing, read_listing
 from frostline.checkpoint.stored import StoredTensor, read_metadata
 from frostline.checkpoint.writing import Outgoing, write_safetensors
@@ -22,13 +24,7 @@ from frostline.files import replace_atomically
 from frostline.proof.fingerprint import begin_fingerprint
 from frostline.units import format_names
 
-# Other forms of the weights, which the merged ones would contradict.
-_WEIGHT_SUFFIXES = (
-    ".bin", ".ckpt", ".gguf", ".h5", ".index.json", ".msgpack", ".onnx", ".onnx_data", ".ot", ".pt",
-    ".pth", ".safetensors", ".tflite",
-)  # fmt: skip
-_INDEX = "model.safetensors.index.json"
-# A file of these lies in the model as it was, converted without loss, when the base is narrower.
+# What a base of this dtype may have been in training: the conversion loses nothing.
 _WIDER = {"float16": ("float32", "float64"), "bfloat16": ("float32", "float64")}
 
 
@@ -101,15 +97,23 @@ def merge_delta(
     listing = read_listing(base)
     is_folder = base.is_dir() or base.name.endswith(".index.json")
     _refuse_target(base, out, is_folder=is_folder)
+    if config is not None and not Path(config).is_dir():
+        raise CheckpointError(f"there is no folder {config} to take the configuration from")
     with ContentReader() as reader:
         merge = _Merge(listing, told, verify_content(told, reader), reader, progress)
         if not is_folder:
             replace_atomically(out, lambda file: merge.write(listing.files[0], file, last=True))
             return merge.result(out, (out,))
-        beside = [base if base.is_dir() else base.parent, *([Path(config)] if config else [])]
-        with _appearing(out) as folder:
-            _write_folder(folder, beside, listing, merge)
-        names = (_target_name(file) for file in listing.files)
+        with appearing_folder(out) as folder:
+            for source in (base if base.is_dir() else base.parent, config):
+                if source is not None:
+                    copy_all_but_weights(Path(source), folder)
+            for file in listing.files:
+                last = file == listing.files[-1]
+                merge.write(file, folder / safetensors_name(file), last=last)
+            if len(listing.files) > 1:
+                write_index(folder, merge.weight_map, merge.nbytes)
+        names = (safetensors_name(file) for file in listing.files)
         return merge.result(out, tuple(out / name for name in names))
 
 
@@ -166,9 +170,9 @@ class _Merge:
         if missing:
             raise CheckpointError(
                 f"{self._delta.path} is not of the base {self._listing.path}, which has no"
-                f" {format_names(missing)}. If the names changed when the model was loaded, save"
-                " the loaded base first (model.save_pretrained, or torch.save of its state_dict)."
-                " Nothing was written"
+                f" {format_names(missing)}. What was made anew with the model (a pooler) has to be"
+                " in the delta: fl.save_trained(…, include=…). If loading changed the names, save"
+                " the loaded base first (model.save_pretrained). Nothing was written"
             )
 
     def write(self, source: Path, target: Path, *, last: bool) -> None:
@@ -184,7 +188,7 @@ class _Merge:
             outgoing += [self._from_delta(entry, entry.name) for entry in self._new]
         is_safetensors = source.suffix.lower() == ".safetensors"
         metadata = read_metadata(source) if is_safetensors else {"format": "pt"}
-        self.weight_map |= {tensor.name: _target_name(source) for tensor in outgoing}
+        self.weight_map |= {tensor.name: safetensors_name(source) for tensor in outgoing}
         write_safetensors(target, outgoing, metadata)
 
     @property
@@ -260,66 +264,3 @@ def _refuse_target(base: Path, out: Path, *, is_folder: bool) -> None:
         raise OutputError(f"cannot write {out}: it lies in the base, which is only read")
     if out.exists() and not (is_folder and out.is_dir() and not any(out.iterdir())):
         raise OutputError(f"cannot write {out}: it exists. Choose another place, or remove it")
-
-
-@contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """A folder to fill that takes the name ``out`` once all is in it; else it is gone."""
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    except OSError as error:
-        raise _unwritable(out, error) from error
-    try:
-        whole = folder / "whole"
-        whole.mkdir()  # with the permissions of any folder, where mkdtemp makes a private one
-        yield whole
-        if out.is_dir():
-            out.rmdir()
-        whole.replace(out)
-    except OSError as error:
-        raise _unwritable(out, error) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _unwritable(out: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"cannot write {out}: {error.strerror or error}; free some space, or choose another place"
-        " that you may write to"
-    )
-
-
-def _write_folder(folder: Path, beside: list[Path], listing: Listing, merge: _Merge) -> None:
-    for source in beside:
-        _copy_others(source, folder)
-    for file in listing.files:
-        merge.write(file, folder / _target_name(file), last=file == listing.files[-1])
-    if len(listing.files) > 1:
-        index = {
-            "metadata": {"total_size": merge.nbytes},
-            "weight_map": dict(sorted(merge.weight_map.items())),
-        }
-        (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _copy_others(source: Path, folder: Path) -> None:
-    """Configuration, tokenizer and the like: all but weights and what is hidden."""
-    if not source.is_dir():
-        raise OutputError(f"cannot copy the configuration: there is no folder {source}")
-    for file in sorted(source.rglob("*")):
-        path = file.relative_to(source)
-        hidden = any(part.startswith(".") for part in path.parts)
-        if file.is_file() and not hidden and not path.name.lower().endswith(_WEIGHT_SUFFIXES):
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, folder / path)
-
-
-def _target_name(file: Path) -> str:
-    """What a file of the base is called when it is merged.
-
-    >>> _target_name(Path("pytorch_model-00001-of-00002.bin"))
-    'model-00001-of-00002.safetensors'
-    """
-    if file.suffix.lower() == ".safetensors":
-        return file.name
-    return file.stem.replace("pytorch_model", "model") + ".safetensors"

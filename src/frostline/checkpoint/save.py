@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from itertools import accumulate
 from pathlib import Path
 
 from torch import nn
@@ -130,8 +131,24 @@ def _written(plan: Plan | None, tensors: list[DeltaTensor]) -> str:
             return plan.to_yaml()
         except SelectorError:
             pass
-    parameters = [tensor for tensor in tensors if tensor.kind == "parameter"]
-    trained = [glob(tensor.name) for tensor in parameters if not tensor.frozen]
-    if len(trained) == len(parameters):
+    frozen = {tensor.name: tensor.frozen for tensor in tensors if tensor.kind == "parameter"}
+    if not any(frozen.values()):
         return Plan.training("**").to_yaml()
+    trained = [glob(pattern) for pattern in _trained_parts(frozen)]
     return (Plan.all_but(trained) if trained else Plan.freezing("**")).to_yaml()
+
+
+def _trained_parts(frozen: Mapping[str, bool]) -> list[str]:
+    """Globs of the largest modules of which all trains, and names of single tensors.
+
+    >>> _trained_parts({"a.x": True, "a.y": False, "b.c.x": False, "b.c.y": False})
+    ['a.y', 'b.**']
+    """
+    parts_of = {name: list(accumulate(name.split("."), "{}.{}".format)) for name in frozen}
+    mixed = {part for name, held in frozen.items() if held for part in parts_of[name]}
+    found = {}
+    for name, held in frozen.items():
+        if not held:
+            part = next(part for part in parts_of[name] if part not in mixed)
+            found[name if part == name else f"{part}.**"] = None
+    return list(found)

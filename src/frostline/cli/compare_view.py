@@ -19,7 +19,7 @@ _MEANING: dict[Way, str] = {
     "grad": "way one: requires_grad=False; the optimizer is given everything",
     "optimizer": "way two: the optimizer is given only the rest",
     "best": "both: fl.freeze and fl.optimizer",
-    "replay": "best, and what is frozen is computed once: fl.replay",
+    "replay": "best, and fl.replay: what is frozen is computed once",
 }
 _STYLE: dict[Verdict, str] = {
     "holds": "bold green",
@@ -71,7 +71,7 @@ def _kept(result: WayResult) -> str:
     if replayed is None:
         return ""
     if replayed.why_not is not None:
-        return "; here: nothing was replayed"
+        return "; not here"
     return f"; {format_bytes(replayed.kept_bytes)} kept"
 
 

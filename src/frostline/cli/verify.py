@@ -98,9 +98,11 @@ def _plain(difference: Difference) -> dict[str, Any]:
 
 def _show(found: Verification) -> None:
     console = results()
-    for difference in found.differences[:_LINES]:
+    shown = found.differences[:_LINES]
+    width = max((len(each.name) for each in shown), default=0)
+    for difference in shown:
         # Not wrapped: one tensor is one line, for grep.
-        console.print(_line(difference), soft_wrap=True, markup=False)
+        console.print(_line(difference, width).rstrip(), soft_wrap=True, markup=False)
     hidden = len(found.differences) - _LINES
     if hidden > 0:
         console.print(f"… and {hidden:,} more; --json lists all")
@@ -117,8 +119,8 @@ def _show(found: Verification) -> None:
     console.print(_verdict(found), soft_wrap=True, markup=False)
 
 
-def _line(difference: Difference) -> str:
-    words = [f"{difference.state:<8}{difference.name}"]
+def _line(difference: Difference, width: int) -> str:
+    words = [f"{difference.state:<8}{difference.name:<{width}}"]
     if difference.max_abs is not None:
         words.append(f"by at most {difference.max_abs:.3g}")
     if difference.reason:

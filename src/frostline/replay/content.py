@@ -33,8 +33,8 @@ def digest_of(*parts: object) -> bytes:
 def sample_digests(tensor: Tensor, samples: int) -> list[bytes]:
     """One digest for each sample's part of a tensor.
 
-    The first dimension counts samples, or samples times something. A tensor of another form
-    belongs to every sample as a whole.
+    A tensor of which no dimension counts samples (see :func:`batch_dim`) belongs to every sample
+    as a whole.
 
     Args:
         tensor: any tensor; it is only read.
@@ -45,16 +45,28 @@ def sample_digests(tensor: Tensor, samples: int) -> list[bytes]:
     >>> one == other
     True
     """
-    size = tensor.shape[0] if tensor.ndim else 0
-    if not has_plain_content(tensor) or size == 0 or size % samples or tensor.numel() == 0:
+    dim = batch_dim(tensor, samples)
+    if dim is None or not has_plain_content(tensor) or tensor.numel() == 0:
         return [fingerprint(tensor).encode()] * samples
-    plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
+    plain = tensor.detach().resolve_conj().resolve_neg().movedim(dim, 0).contiguous()
+    size = plain.shape[0]
     head = f"{plain.dtype}{tuple(plain.shape[1:])}{size // samples}".encode()
     rows = plain.reshape(-1).view(torch.uint8).view(samples, -1)
     if rows.is_cpu:
         content: np.ndarray = rows.numpy()
         return [head + xxhash.xxh3_128_digest(row.data) for row in content]
     return [head + row.tobytes() for row in _hashed_on_device(rows).cpu().numpy()]
+
+
+def batch_dim(tensor: Tensor, samples: int) -> int | None:
+    """The dimension that counts samples: the first, if it may, else one of just that size.
+
+    >>> batch_dim(torch.ones(6, 3), 3), batch_dim(torch.ones(5, 3), 3), batch_dim(torch.ones(5), 3)
+    (0, 1, None)
+    """
+    if tensor.ndim and tensor.shape[0] and tensor.shape[0] % samples == 0:
+        return 0
+    return next((dim for dim, size in enumerate(tensor.shape) if size == samples), None)
 
 
 def _hashed_on_device(rows: Tensor) -> Tensor:

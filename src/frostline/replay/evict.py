@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -45,14 +46,13 @@ class Eviction:
             if tensor.untyped_storage().data_ptr() not in kept
         }
         self._moved: list[tuple[Tensor, torch.device]] = []
-        self._folder = tempfile.TemporaryDirectory(prefix="frostline-evicted-")
         self._hooks: list[Any] = []
         self.nbytes = 0
-        for number, tensor in enumerate(tensors.values()):
+        for tensor in tensors.values():
             if has_plain_content(tensor) and tensor.nbytes >= _SMALLEST:
                 self._moved.append((tensor, tensor.device))
                 self.nbytes += tensor.nbytes
-                tensor.data = _mapped(tensor, Path(self._folder.name) / str(number))
+                tensor.data = _mapped(tensor)
         if any(device.type != "cpu" for _, device in self._moved):
             self._hooks = [module.register_forward_pre_hook(self._before) for module in modules]
 
@@ -63,7 +63,6 @@ class Eviction:
         for tensor, device in self._moved:
             tensor.data = tensor.data.to(device, copy=True)
         self._moved, self._hooks = [], []
-        self._folder.cleanup()
 
     def _before(self, module: nn.Module, args: Any) -> None:
         if not isinstance(vars(module).get("forward"), StandIn):
@@ -91,13 +90,18 @@ def tensors_elsewhere(
     return elsewhere + [tensor for name, tensor in named if name in names]
 
 
-def _mapped(tensor: Tensor, path: Path) -> Tensor:
-    """The same content and strides, lying in a file."""
+def _mapped(tensor: Tensor) -> Tensor:
+    """The same content and strides, lying in a file that goes when the tensor goes."""
     dense = tensor.detach().cpu()
     strides = dense.stride()
     order = sorted(range(dense.ndim), key=lambda dim: -strides[dim])
     laid = dense.permute(order).contiguous()
-    laid.reshape(-1).view(torch.uint8).numpy().tofile(path)
-    flat = torch.from_file(str(path), shared=False, size=laid.numel(), dtype=laid.dtype)
+    descriptor, path = tempfile.mkstemp(prefix="frostline-evicted-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            laid.reshape(-1).view(torch.uint8).numpy().tofile(file)
+        flat = torch.from_file(path, shared=False, size=laid.numel(), dtype=laid.dtype)
+    finally:
+        Path(path).unlink()  # the mapping keeps the content, and nothing is left if we are killed
     back = sorted(range(dense.ndim), key=order.__getitem__)
     return flat.view(laid.shape).permute(back)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -163,7 +164,7 @@ class Frame:
                 self.replayed += station.planned.is_kept
                 return self._hand(station, found)
             if self.mode == "try":
-                raise Irregular("not all samples are known")
+                raise Unknown("not all samples are known")
             if not self._undecided and not station.planned.can_rerun:
                 raise Unknown(f"{station.planned.call.place} got other inputs than recorded")
             if self._undecided:
@@ -180,11 +181,11 @@ class Frame:
             output = run()
         finally:
             self._is_inside = False
-        station.seconds = time.perf_counter() - start
+        station.seconds = min(station.seconds or math.inf, time.perf_counter() - start)
         tensors = open_nest(output).tensors
         if not _fits(station, tensors):
             self._stray(f"{station.planned.call.place} returned another form than when traced")
-        elif station.shelf is not None or station.constants is not None:
+        elif self.irregular is None and station.is_recorded:
             # Code between modules may write into what it gets.
             held = [
                 tensor.detach().clone(memory_format=torch.preserve_format) if kept else tensor

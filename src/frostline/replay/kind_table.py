@@ -13,7 +13,7 @@ from frostline.replay.own_changes import OwnChanges
 from frostline.replay.plan import Plan
 from frostline.replay.runner import TopLevel
 from frostline.replay.store import Store
-from frostline.replay.suitable import unsuitable
+from frostline.replay.suitable import unsuitable, without_cut
 from frostline.replay.watch import State, Watch
 
 _MOST = 64
@@ -37,12 +37,12 @@ class KindTable:
 
     def __init__(self, model: nn.Module, store: Store, *, rounding: bool) -> None:
         self.given_up: str | None = None
-        self.unsuitable = unsuitable(model)
+        self.unsuitable = unsuitable(model) or without_cut(model)
         self._model = model
         self._store = store
         self._rounding = rounding
-        self._watch = Watch(model)
-        self._own_changes = OwnChanges(self._watch)
+        self._watch: Watch | None = None
+        self._own_changes = OwnChanges()
         self._kinds: dict[Any, Kind] = {}
         self._earlier: list[Kind] = []
         self._state: State | None = None
@@ -79,12 +79,17 @@ class KindTable:
 
     def look(self) -> bool:
         """Look at the model; whether other tensors train than before, so that all is new."""
+        if self._watch is None:
+            self.unsuitable = unsuitable(self._model)
+            if self.unsuitable is not None:
+                return False
+            self._watch = Watch(self._model)
         state, last = self._watch.look(), self._state
         if state is last:
             return False
         self._state = state
         self._number = self._numbers.setdefault((state.modes, state.settings), len(self._numbers))
-        self.unsuitable = unsuitable(self._model)
+        self.unsuitable = unsuitable(self._model) or without_cut(self._model)
         if last is not None and state.tensors == last.tensors:
             return False
         froze_more = last is not None and _froze_more(last.tensors, state.tensors)
@@ -110,6 +115,7 @@ class KindTable:
                 )
             return None
         kind = trace_kind(call, rounding=self._rounding)
+        self._own_changes.refuse_in(kind)
         self._kinds[key_of(call, self._number)] = kind
         plan_kind(kind, call, samples, self._store)
         if kind.plan is None and not call.has_rows(samples):
@@ -129,7 +135,10 @@ class KindTable:
         assert after is not None
         if after.settings == before.settings:
             return
-        is_alike, is_refused = self._own_changes.note(kind, before, after)
+        is_alike, is_refused, settled = self._own_changes.note(kind, before, after)
+        for setting in settled:
+            assert self._watch is not None
+            self._watch.ignore(setting)
         if is_refused:
             plan_kind(kind, call, samples, self._store)
             kind.forget_records()

@@ -19,7 +19,7 @@ from frostline.replay.plan import NotPerSample, Plan
 from frostline.replay.regroup import Recorded
 from frostline.replay.runner import TopLevel
 from frostline.replay.store import Store
-from frostline.replay.watch import OF_EVERY_MODULE, Setting
+from frostline.replay.watch import OF_EVERY_MODULE
 from frostline.replay.weights import Weights
 
 ROUNDS = 32
@@ -42,6 +42,7 @@ class Kind:
         groupings: batches that were recorded.
         has_output_proof: whether a replayed pass gave the output of a computed one.
         paths: positions of tensor arguments → paths of the loader's fields that they are.
+        has_paths: whether a pass has shown them.
         other_inputs: paths of fields in the place of which a pass also got something else.
         remembered: samples → their digests at the planned calls.
         passes: passes made so far.
@@ -60,6 +61,7 @@ class Kind:
     groupings: set[tuple[int, ...]] = field(default_factory=set)
     has_output_proof: bool = False
     paths: dict[int, str] = field(default_factory=dict)
+    has_paths: bool = False
     other_inputs: set[str] = field(default_factory=set)
     remembered: dict[int, list[bytes]] = field(default_factory=dict)
     passes: int = 0
@@ -90,8 +92,8 @@ class Kind:
 
     def note_paths(self, paths: dict[int, str]) -> None:
         """A pass got these fields, by position; what it got otherwise is no field."""
-        if self.passes == 0:
-            self.paths = paths
+        if not self.has_paths:
+            self.paths, self.has_paths = paths, True
         elif paths != self.paths:
             self.other_inputs |= {*paths.values(), *self.paths.values()}
 
@@ -158,18 +160,6 @@ def plan_kind(kind: Kind, call: TopLevel, samples: int, store: Store) -> None:
         kind.plan = plan
         return
     kind.why = kind.why or "no cut was found that holds"
-
-
-def refuse_counting(kind: Kind, setting: Setting) -> bool:
-    """Refuse planned calls that change an attribute of theirs each time; whether there are any."""
-    planned = [] if kind.plan is None else [s.planned.call.module for s in kind.plan.stations]
-    owners = {id(below): below for module in planned for below in module.modules()}
-    if setting.owner not in owners:
-        return False
-    for call in kind.graph.calls:
-        if id(call.module) == setting.owner:
-            call.effect = f"its attribute {setting.name!r} changes every time it runs"
-    return True
 
 
 def key_of(call: TopLevel, state: int) -> Any:

@@ -175,7 +175,8 @@ class Liveness:
 def _why_random(call: Call) -> str:
     if not call.module.training:
         return "it draws random numbers"
+    name = call.place.name or "the model"
     return (
-        "it draws random numbers, as it runs in train mode; fl.freeze(…,"
-        f" pin_eval={call.place.name!r}) keeps it in eval mode"
+        "it draws random numbers, as it runs in train mode: set its rate to 0, or put"
+        f" {name} in eval mode after each model.train()"
     )

@@ -48,8 +48,9 @@ class Passes:
         self._readiness = Readiness(audits)
         self._ids: tuple[int, ...] = ()
         self._fields = Fields()
-        # Once a call took the loader's own fields, those that don't are not of its batch.
-        self._is_strict = False
+        # Modules that were called with the loader's own fields: a call of theirs with something
+        # else is not of its batch.
+        self._strict: set[str] = set()
         self._size: int | None = None
         self._last_of_size: dict[int, tuple[int, ...]] = {}
         self._round: set[int] = set()
@@ -193,30 +194,38 @@ class Passes:
         )
         self._look()
         is_of_batch = self._fields.are_in(call)
-        if self.table.unsuitable is not None or (self._is_strict and not is_of_batch):
+        if self.table.unsuitable is not None or (name in self._strict and not is_of_batch):
             return call.run()  # another batch's: an evaluation, or a second loader's
+        if is_of_batch:
+            self._strict.add(name)
+        output = self._made(call)
+        self._fields.note_output(output)
+        return output
+
+    def _made(self, call: TopLevel) -> Any:
         lacks = self._fields.is_lacking(call)
         if self.table.given_up is not None or not self._is_regular_size():
             return self._making.plainly(self._fields.with_content(call) if lacks else call)
-        if lacks:
-            return self._without_inputs(call)
-        self._is_strict |= is_of_batch
-        return self._with_inputs(call)
+        return self._without_inputs(call) if lacks else self._with_inputs(call)
 
     def _with_inputs(self, call: TopLevel) -> Any:
         has_replayed = bool(self.counts["replayed"])
         kind = self.table.found(call, len(self._ids), has_replayed=has_replayed)
         if kind is None:
             return self._making.plainly(call)
-        kind.note_paths(self._fields.paths_of(call))
-        self._readiness.note(kind)
+        if not self._fields.is_poisoned:
+            kind.note_paths(self._fields.paths_of(call))
+            self._readiness.note(kind)
         rewritten = kind.rewritten(quick=True)
         if rewritten is not None:
             self.table.forget(rewritten)
         if kind.plan is None or rewritten is not None:
             return self._making.plainly(call)
         is_reloaded = self._readiness.is_to_be_audited(self._ids)
+        compared = self.counts["compared"]
         output = self._making.make(kind, kind.plan, call, self._ids, is_reloaded=is_reloaded)
+        if is_reloaded and self.counts["compared"] > compared:
+            self._readiness.is_confirmed = True
         self.table.settle(kind, call, len(self._ids))
         return output
 
@@ -230,7 +239,7 @@ class Passes:
                     return self._making.by_name(kind, kind.plan, call, self._ids)
                 except Irregular:
                     pass  # it is counted there
-        return self._making.plainly(self._fields.with_content(call))
+        return self._with_inputs(self._fields.with_content(call))
 
     def _is_regular_size(self) -> bool:
         """Kernels change their last bits with the batch size, so one size is replayed.

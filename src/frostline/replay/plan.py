@@ -44,6 +44,11 @@ class Station:
     seconds: float = 0.0
 
     @property
+    def is_recorded(self) -> bool:
+        """Whether anything is recorded of the call."""
+        return self.shelf is not None or self.constants is not None
+
+    @property
     def cut_results(self) -> list[int]:
         """Positions of the kept results that are cut into samples."""
         return [p for p in self._kept() if self.layouts[p].batch_dim is not None]

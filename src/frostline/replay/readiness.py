@@ -14,10 +14,12 @@ class Readiness:
 
     Attributes:
         is_off: whether all is to be loaded from now on.
+        is_confirmed: whether a batch that was loaded again was the same as before.
     """
 
     def __init__(self, audits: Audits) -> None:
         self.is_off = False
+        self.is_confirmed = False
         self._audits = audits
         self._kinds: list[Kind] = []
         self._now: list[Kind] = []
@@ -41,6 +43,10 @@ class Readiness:
             for kind in self._kinds
         )
         if self.is_off or not are_known:
+            return False
+        if not self.is_confirmed:
+            # Until one batch has been loaded again and was the same, none is skipped.
+            self._to_audit.add(ids)
             return False
         self._asked += 1
         if self._audits.is_due(self._asked):

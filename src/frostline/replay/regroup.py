@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from frostline.replay.catcher import Catcher
-from frostline.replay.frame import Irregular, Mode, Seen
+from frostline.replay.content import batch_dim
+from frostline.replay.frame import Irregular, Mode, Seen, Unknown
 from frostline.replay.liveness import Exclusions
 from frostline.replay.nest import open_nest
 from frostline.replay.plan import Plan, Station
@@ -48,10 +49,12 @@ def mixed(one: Recorded, other: Recorded, *, shift: int) -> Recorded | None:
     for a, b in zip(left, right, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             return None
-        if a.ndim and a.shape[0] == samples:
-            side = sides.to(a.device).view(-1, *[1] * (a.ndim - 1))
+        dim = batch_dim(a, samples)
+        if dim is not None and a.shape[dim] == samples:
+            shape = [-1 if d == dim else 1 for d in range(a.ndim)]
             at = places.to(a.device)
-            a = torch.where(side, b[at], a[at])
+            from_b = sides.to(a.device).view(shape)
+            a = torch.where(from_b, b.index_select(dim, at), a.index_select(dim, at))
         tensors.append(a)
     ids = tuple((one.ids, other.ids)[side][place] for side, place in picks)
     return Recorded(other.call.with_tensors(tensors), ids)
@@ -106,6 +109,8 @@ def prove(
         return Verdict(True)
     try:
         replayed, _ = try_frame(plan, batch.call, batch.ids, "try", catcher)
+    except Unknown:
+        return Verdict(False, exclusions=True)  # a damaged record: once more
     except Irregular as irregular:
         return Verdict(False, why=f"a replay goes another way than computing: {irregular.why}")
     return judge_output(plan, replayed, output, exclusions)

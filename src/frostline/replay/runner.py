@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ def run_frame(
     finally:
         catcher.direct(None)
     if not frame.replayed:
-        plan.seconds = time.perf_counter() - start
+        plan.seconds = min(plan.seconds or math.inf, time.perf_counter() - start)
     if frame.replayed and plan.cut.hides:
         tensors = open_nest(output).tensors
         output = rebuild(output, tensors, objects=lambda held: NotKept(type(held).__name__))

@@ -11,6 +11,7 @@ from torch import Tensor
 from frostline.errors import ReplayError
 from frostline.proof.traceless import same_bits
 from frostline.replay.fields import leaves
+from frostline.replay.memory import address_of
 from frostline.replay.nest import open_nest
 from frostline.replay.runner import TopLevel
 
@@ -34,12 +35,19 @@ class Fields:
         every = {} if batch is None else leaves(batch)
         self._leaves = {p: leaf for p, leaf in every.items() if isinstance(leaf, Tensor)}
         self._load = load
+        self._made: dict[int, Tensor] = {}
         self.is_poisoned = is_poisoned
 
     def are_in(self, call: TopLevel) -> bool:
-        """Whether any of a call's tensor arguments is a field of the batch."""
+        """Whether a call takes a field of the batch, or what an earlier call made of it."""
         given = open_nest((call.args, call.kwargs), into_objects=True).tensors
-        return any(self.path_of(tensor) is not None for tensor in given)
+        return any(
+            address_of(tensor) in self._made or self.path_of(tensor) is not None for tensor in given
+        )
+
+    def note_output(self, output: Any) -> None:
+        """What a call on this batch returned belongs to it, too."""
+        self._made.update({address_of(tensor): tensor for tensor in open_nest(output).tensors})
 
     def paths_of(self, call: TopLevel) -> dict[int, str]:
         """Which of a call's tensor arguments, by position, is which field."""

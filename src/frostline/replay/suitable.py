@@ -12,11 +12,11 @@ from frostline.naming import walk_modules
 
 
 def unsuitable(model: nn.Module) -> str | None:
-    """Why no pass of this model can be replayed; None if nothing speaks against it.
+    """Why the calls of a model's modules can't be caught; None if they can.
 
     >>> from torch import nn
-    >>> unsuitable(nn.Linear(2, 2))
-    'nothing in the model is frozen: freeze a part of it first'
+    >>> unsuitable(nn.Linear(2, 2)) is None
+    True
     """
     if _global_forward_hooks or _global_forward_pre_hooks:
         return (
@@ -43,6 +43,16 @@ def unsuitable(model: nn.Module) -> str | None:
                     f"{where} reads from an iterator ({key!r}), which the trial passes of replay"
                     " would move on. Give it what it reads as an input"
                 )
+    return None
+
+
+def without_cut(model: nn.Module) -> str | None:
+    """Why there can be no frost line in a model, as its flags stand now; None if there may be.
+
+    >>> from torch import nn
+    >>> without_cut(nn.Linear(2, 2))
+    'nothing in the model is frozen: freeze a part of it first'
+    """
     if not any(p.requires_grad for p in model.parameters()):
         return "nothing in the model trains: freeze only a part of it"
     if all(p.requires_grad for p in model.parameters()):

@@ -64,6 +64,7 @@ class _Tracer:
 
     def __init__(self, model: nn.Module) -> None:
         self.graph = Graph()
+        self.is_paused = False
         self._memory = Memory(model, self.graph)
         self._turns: Counter[str] = Counter()
         self._stack: list[int] = []
@@ -79,7 +80,8 @@ class _Tracer:
         start = time.perf_counter()
         output = self.call(name, module, forward, args, kwargs)
         self.graph.seconds = time.perf_counter() - start
-        self.graph.writes_model = self._memory.restore()
+        with self._paused():
+            self.graph.writes_model = self._memory.restore()
         nest = open_nest(output)
         hidden = open_nest(nest.opaque, into_objects=True).tensors
         self.graph.results = [self._memory.value_of(tensor) for tensor in nest.tensors]
@@ -101,11 +103,12 @@ class _Tracer:
             trains=any(parameter.requires_grad for parameter in module.parameters()),
         )
         self.graph.calls.append(call)
-        buffers = {
-            key: (buffer, buffer.detach().clone())
-            for key, buffer in module._buffers.items()
-            if buffer is not None
-        }
+        with self._paused():
+            buffers = {
+                key: (buffer, buffer.detach().clone())
+                for key, buffer in module._buffers.items()
+                if buffer is not None
+            }
         before = self._randomness()
         self._memory.enter()
         self._stack.append(index)
@@ -115,18 +118,20 @@ class _Tracer:
         finally:
             self._stack.pop()
             call.end = len(self.graph.calls)
-            rewritten = self._memory.leave()
+            with self._paused():
+                rewritten = self._memory.leave()
         call.seconds = time.perf_counter() - start
         nest = open_nest(output)
         call.results = [self._memory.value_of(tensor) for tensor in nest.tensors]
         call.handed = [_position(tensor, given) for tensor in nest.tensors]
         call.layouts = [Layout.of(t, samples=1, varies=False) for t in nest.tensors]
-        moved = [
-            key
-            for key, (buffer, content) in buffers.items()
-            if module._buffers.get(key) is not buffer or not same_bits(buffer, content)
-        ]
-        call.template = rebuild(output, (torch.empty(0) for _ in nest.tensors))
+        with self._paused():
+            moved = [
+                key
+                for key, (buffer, content) in buffers.items()
+                if module._buffers.get(key) is not buffer or not same_bits(buffer, content)
+            ]
+            call.template = rebuild(output, [torch.empty(0) for _ in nest.tensors])
         if before != self._randomness():
             call.effect = "it draws random numbers of Python or NumPy"
         elif moved:
@@ -141,6 +146,15 @@ class _Tracer:
             kind = type(nest.opaque[0] if nest.opaque else output).__name__
             call.unfit = f"it returns an object of class {kind}, which can't be made anew"
         return output
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        """What the tracer does itself is no part of the pass."""
+        before, self.is_paused = self.is_paused, True
+        try:
+            yield
+        finally:
+            self.is_paused = before
 
     def _randomness(self) -> bytes:
         return _python_randomness(self._generators)
@@ -186,6 +200,8 @@ class _Tracer:
 
     def escape(self, tensor: Tensor, how: str) -> None:
         """Note a value that left for Python."""
+        if self.is_paused:
+            return
         call = self._stack[-1] if self._stack else 0
         value = self._memory.value_of(tensor)
         self.graph.escapes.append(Escape(call, value, how, len(self.graph.operations)))
@@ -200,6 +216,8 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._tracer.is_paused:
+            return func(*args, **kwargs)
         # The tag also marks attention at dropout 0: only a generator that moved is randomness.
         may_draw = torch.Tag.nondeterministic_seeded in func.tags
         before = _torch_randomness((args, kwargs)) if may_draw else None

@@ -14,6 +14,7 @@ from frostline.replay.hooks import foreign_hooks
 from frostline.replay.stand_in import StandIn
 
 OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {"forward"}
+_NOT_LOOKED_AT = OF_EVERY_MODULE | {"_frostline_replays"}
 
 
 class Setting(NamedTuple):
@@ -86,7 +87,7 @@ def look(model: nn.Module) -> State:
                 tensors.append((id(parameter), parameter.requires_grad))
         owner = id(module)
         for key, value in held.items():
-            if key in OF_EVERY_MODULE:
+            if key in _NOT_LOOKED_AT:
                 continue
             kind = type(value)
             if kind in _PLAIN:
@@ -95,7 +96,7 @@ def look(model: nn.Module) -> State:
                 settings.append(Setting(owner, key, Mark(id(value), value._version)))
             elif kind in _COLLECTIONS:
                 settings.append(Setting(owner, key, deep_mark(value)))
-            elif key == "_frostline_replays" or isinstance(value, nn.Module):
+            elif isinstance(value, nn.Module):
                 continue
             else:
                 settings.append(Setting(owner, key, ("object", id(value))))
@@ -177,7 +178,7 @@ class _Slots:
                 self._places += [(cast("dict[str, Any]", hooks), cast(str, key)) for key in hooks]
             self._places.append((held, "training"))
             for key, value in held.items():
-                if key in OF_EVERY_MODULE or (id(module), key) in ignored:
+                if key in _NOT_LOOKED_AT or (id(module), key) in ignored:
                     continue
                 self._places.append((held, key))
                 self._note_mutable(value)

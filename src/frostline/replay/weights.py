@@ -26,13 +26,14 @@ class Weights:
 
     def check_content(self) -> str | None:
         """The name of a tensor whose content changed."""
-        has_moved = self._versions != self._look()
+        versions = self._look()
+        has_moved = versions != self._versions
         if self._addresses is not None and not has_moved and self._addresses == self._where():
             return None  # to read what was evicted would bring it back
-        self._versions = self._look()
         for name, tensor in self._tensors.items():
             if fingerprint(tensor) != self.fingerprints[name]:
                 return name
+        self._versions = versions
         return None
 
     def trust_addresses(self) -> None:
