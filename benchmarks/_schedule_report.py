@@ -186,7 +186,7 @@ def print_statements(found: Sequence[Result]) -> None:
 
 
 def plot(name: str, runs: Sequence[Run], found: Sequence[Result], folder: Path) -> Path | None:
-    """Accuracy over time, and what was frozen when; None without matplotlib."""
+    """A line a way: its time and accuracy, and what was frozen when; None without matplotlib."""
     try:
         matplotlib = import_module("matplotlib")
     except ImportError:
@@ -194,25 +194,29 @@ def plot(name: str, runs: Sequence[Run], found: Sequence[Result], folder: Path) 
     matplotlib.use("svg")
     matplotlib.rcParams.update({"svg.hashsalt": name, "font.size": 8})
     pyplot = import_module("matplotlib.pyplot")
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for place, result in enumerate(found):
-        colour = f"C{place % 10}"
-        y = result.accuracy.middle
-        ends = [result.time.middle]
-        if result.time_replayed is not None:
-            ends.append(result.time_replayed.middle)
-            left.plot(ends, [y, y], color=colour, linewidth=0.8)
-        left.plot(ends[:1], [y], "o", color=colour, markerfacecolor="white")
-        left.plot(ends[1:], [y] * len(ends[1:]), "o", color=colour)
-        left.annotate(result.way, (ends[-1], y), xytext=(4, 3), textcoords="offset points")
-    left.set(xlabel="time, of full training's (filled: with replay)", ylabel="accuracy", title=name)
-    for run in runs:
-        if run["seed"] or run["replay"] or len(run["frozen"]) < 2:
-            continue
-        steps, shares = zip(*run["frozen"], (run["steps"], run["frozen"][-1][1]), strict=True)
-        right.step(steps, shares, where="post", label=run["way"], linewidth=1)
-    right.set(xlabel="step", ylabel="share of the parameters that is frozen (seed 0)")
-    right.legend(fontsize=6)
+    figure, (times, frozen) = pyplot.subplots(
+        1, 2, figsize=(11, 0.6 + 0.24 * len(found)), sharey=True, layout="constrained"
+    )
+    for line, result in enumerate(found):
+        colour = "C0" if result.keeps else "C3"
+        ends = [t.middle for t in (result.time, result.time_replayed) if t is not None]
+        times.plot(ends, [line] * len(ends), color=colour, linewidth=0.8)
+        times.plot(ends[:1], [line], "o", color=colour, markerfacecolor="white")
+        times.plot(ends[1:], [line] * len(ends[1:]), "o", color=colour)
+        first = [r for r in runs if (r["way"], r["seed"], r["replay"]) == (result.way, 0, False)]
+        for run in first:
+            stops = [step for step, _ in run["frozen"][1:]] + [run["steps"]]
+            for (start, share), stop in zip(run["frozen"], stops, strict=True):
+                frozen.barh(line, stop - start, left=start, color="C0", alpha=share, linewidth=0)
+    for at in (1 / _SPEED, 1):
+        times.axvline(at, color="0.8", linewidth=0.8, zorder=0)
+    times.set(
+        xlabel="time, of full training's; filled: with replay; red: less accurate", title=name
+    )
+    times.set_xlim(left=0)
+    times.set_yticks(range(len(found)), [result.way for result in found])
+    times.invert_yaxis()
+    frozen.set(xlabel="step; the darker, the more parameters are frozen (seed 0)")
     path = folder / f"schedules-{name}.svg"
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)

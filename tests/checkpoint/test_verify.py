@@ -254,6 +254,15 @@ class TestDelta:
             ("stem.weight", "the delta is of another base")
         ]
 
+    def test_on_another_base_that_its_plan_leaves_free(self, tmp_path: Path) -> None:
+        base, _, _, delta = self.files(tmp_path, plan=fl.Plan.freezing("layers"))
+        other = as_torch(changed(base.state_dict(), "stem.weight"), tmp_path / "other")
+        for plan in (None, fl.Plan.freezing("layers")):
+            found = verify_checkpoints(other, delta, plan=plan)
+            assert [(d.name, d.frozen) for d in found.differences if d.breaks] == [
+                ("stem.weight", False)
+            ]
+
     def test_a_plan_that_was_broken_before_saving(self, tmp_path: Path) -> None:
         _, _, one, delta = self.files(tmp_path, plan=fl.Plan.freezing("head.bias"))
         found = verify_checkpoints(one, delta)

@@ -70,6 +70,7 @@ def _gpt2(*, is_tied: bool) -> Callable[[], nn.Module]:
         n_layer=4,
         n_head=4,
         n_positions=16,
+        embd_pdrop=0.0,  # this dropout lies between frozen modules, and belongs to none
         tie_word_embeddings=is_tied,
     )
 

@@ -62,13 +62,3 @@ def test_models_that_cannot_be_seen_into(name: str) -> None:
     assert replayer.stats.replayed == 0
     assert replayer.declined is not None
     assert re.search(reason, replayer.declined)
-
-
-def test_a_compiled_model_may_run_beside_its_bare_one() -> None:
-    model = made()()
-    compiled = torch.compile(model, backend="eager")
-    expected = model(torch.ones(8, WIDTH))
-    replayer = fl.Replayer(model)
-    for _ in range(3):
-        with replayer.samples(range(8)):
-            assert torch.equal(compiled(torch.ones(8, WIDTH)), expected)

@@ -195,7 +195,7 @@ def test_data_that_change_are_computed_again() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_audit_of_skipped_inputs_finds_data_that_changed(workers: int) -> None:
     with pytest.raises(fl.ReplayError, match=r"sample|data|audit"):
-        _with_changing_data(audit=1.0, inputs="skip", workers=workers)
+        _with_changing_data(audit=0.5, inputs="skip", workers=workers)
 
 
 # Audits.

@@ -76,7 +76,7 @@ def _read(delta: Delta) -> dict[str, Tensor]:
         for entry in delta.tensors:
             if entry.stored:
                 content = reader.tensor(stored[entry.name])
-                if False:
+                if fingerprint(content) != entry.fingerprint:
                     raise damaged(delta.path, entry.name)
                 contents[entry.name] = content
     return contents

@@ -146,7 +146,7 @@ def _trained_parts(frozen: Mapping[str, bool]) -> list[str]:
     """
     parts_of = {name: list(accumulate(name.split("."), "{}.{}".format)) for name in frozen}
     mixed = {part for name, held in frozen.items() if held for part in parts_of[name]}
-    found = {}
+    found: dict[str, None] = {}  # a set that keeps the order
     for name, held in frozen.items():
         if not held:
             part = next(part for part in parts_of[name] if part not in mixed)

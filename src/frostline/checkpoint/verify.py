@@ -208,7 +208,7 @@ def _largest(before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype | Non
         a, b = a.double(), b.double()
     elif a.element_size() < 4:
         a, b = a.float(), b.float()
-    return float((b - a).abs().max())
+    return float(torch.linalg.vector_norm(b - a, float("inf")))
 
 
 def _judge(
@@ -222,10 +222,9 @@ def _judge(
     names = {difference.name, *held.names}
     knows = plan is not None or after.delta is not None
     is_frozen = bool(names & frozen)
-    # A delta lists its whole model: what it lacks belongs to the base alone.
-    foreign = difference.state == "missing" and after.delta is not None
+    # Whatever a plan says of it, a delta is nothing without the rest of its base.
     misfit = after.delta is not None and held.stored is None and difference.state == "changed"
-    breaks = (is_frozen or misfit) and not foreign and not names & ignored
+    breaks = (is_frozen or misfit) and not names & ignored
     return replace(difference, frozen=is_frozen if knows else None, breaks=breaks)
 
 
@@ -235,7 +234,7 @@ def _frozen_names(before: Side, after: Side, plan: Plan | None) -> set[str]:
         delta = after.delta or before.delta
         told = delta.tensors if delta is not None else ()
         return {name for tensor in told if tensor.frozen for name in tensor.names}
-    # A delta lists its whole model, and the plan is about that.
+    # A delta lists its whole model, and the plan is about that: what only the base has is free.
     listing = _joined(after, after) if after.delta is not None else _joined(before, after)
     handle = apply_plan(skeleton(listing), plan, everything=True)
     first = {*handle.names, *handle.buffers}

@@ -20,6 +20,7 @@ from frostline.cli.console import notes
 from frostline.cli.finetune import finetune
 from frostline.cli.inspect import inspect
 from frostline.cli.merge import merge
+from frostline.cli.schedule import schedule
 from frostline.cli.verify import verify
 from frostline.errors import FrostlineError, FrozenChangedError
 
@@ -46,6 +47,7 @@ app.command()(inspect)
 app.command()(check)
 app.command()(verify)
 app.command()(merge)
+app.add_typer(schedule)
 app.add_typer(cache)
 
 

@@ -45,6 +45,14 @@ def finetune(
         Path | None,
         typer.Option(metavar="FILE", help="A plan, in place of --train or --freeze."),
     ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="When to freeze what ('frostline schedule list'). What --train, --freeze or --plan"
+            " freezes stays frozen.",
+        ),
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(metavar="N", help="Passes over the scans; 10 if left out.")
     ] = None,
@@ -99,6 +107,7 @@ def finetune(
         "train": train,
         "freeze": freeze,
         "plan": plan,
+        "schedule": schedule,
         "epochs": epochs,
         "lr": lr,
         "optimizer": optimizer,

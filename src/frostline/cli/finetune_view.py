@@ -7,6 +7,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from frostline.cli.timeline_view import timeline_chart
 from frostline.finetune.metrics import EpochMetrics
 from frostline.finetune.networks import PRETRAINED
 from frostline.finetune.result import ReplayReport, Result, Savings
@@ -89,6 +90,11 @@ def show(result: Result, console: Console) -> None:
     console.print()
     console.print(facts)
     console.print()
+    if result.schedule:
+        ascii_only = console.options.ascii_only
+        chart = timeline_chart(result.schedule, width=console.width, ascii_only=ascii_only)
+        console.print(chart, soft_wrap=True)
+        console.print()
     if result.saved:
         console.print(_savings(result.saved))
         console.print()

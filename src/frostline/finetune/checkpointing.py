@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from frostline.errors import ConfigError
 
@@ -33,7 +32,15 @@ class Progress:
     seconds: float
 
 
-def pack(progress: Progress, model: nn.Module, optimizer: Optimizer) -> bytes:
+class Stateful(Protocol):
+    """An optimizer, or a freezer, which keeps its optimizer's state too."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        ...
+
+
+def pack(progress: Progress, model: nn.Module, optimizer: Stateful) -> bytes:
     """A checkpoint; :func:`unpack` and ``torch.load(weights_only=True)`` read it.
 
     No state of a random generator is in it: every epoch is seeded by its number.
@@ -49,7 +56,11 @@ def pack(progress: Progress, model: nn.Module, optimizer: Optimizer) -> bytes:
 
 
 def unpack(path: Path) -> tuple[Progress, Mapping[str, Tensor], dict[str, Any]]:
-    """Progress, the model's tensors and the optimizer's state; ConfigError if it is damaged."""
+    """Progress, the model's tensors, and the state of the optimizer or freezer.
+
+    Raises:
+        ConfigError: it is not there, or damaged.
+    """
     try:
         stream = io.BytesIO(path.read_bytes())
     except OSError as error:

@@ -49,6 +49,13 @@ def _replay_word(value: object) -> object:
     raise ValueError("Input should be auto, on, off, memory or a folder")
 
 
+def _schedule(value: object) -> object:
+    is_name = isinstance(value, str) and bool(value.strip())
+    if is_name or (isinstance(value, dict | list) and value):
+        return value
+    raise ValueError("Input should be a schedule's name, its options, or a file")
+
+
 Selectors = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
 Whole = Annotated[int, BeforeValidator(_not_bool)]
 Number = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
@@ -64,6 +71,9 @@ class FinetuneConfig(BaseModel):
         train: selectors of what is trained; all else is frozen.
         freeze: selectors of what is frozen; all else is trained.
         plan: path of a plan file, in place of the two.
+        schedule: when to freeze what: a name, a file, a mapping with a schedule's options, or a
+            list of phases. What ``train``, ``freeze`` or ``plan`` freezes stays frozen then, and
+            the schedule decides about the rest.
         epochs: passes over the training scans.
         lr: the optimizer's learning rate.
         optimizer: name of a class in ``torch.optim``.
@@ -89,6 +99,10 @@ class FinetuneConfig(BaseModel):
     train: Selectors = ()
     freeze: Selectors = ()
     plan: Path | None = None
+    schedule: Annotated[
+        str | dict[str, Any] | list[Any] | None,
+        BeforeValidator(lambda value: value if value is None else _schedule(value)),
+    ] = None
     epochs: Whole = Field(default=10, ge=1)
     lr: Number = Field(default=1e-3, gt=0)
     optimizer: str = "AdamW"

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_model
 from torch import nn
 
-from frostline.errors import ConfigError, OutputError
+from frostline.errors import ConfigError, FrozenChangedError, OutputError, ScheduleError
 from frostline.files import replace_atomically
 from frostline.finetune import run_folder
 from frostline.finetune.checkpointing import Progress, fill, pack, unpack
@@ -26,14 +26,19 @@ from frostline.finetune.loop import accuracy, batch_count, train_epoch
 from frostline.finetune.metrics import EpochMetrics, MetricsFile, open_metrics
 from frostline.finetune.networks import BUILTIN
 from frostline.finetune.prepare import Setup, plan_of, prepare, with_absolute_paths
-from frostline.finetune.proving import Record, prove, record
-from frostline.finetune.replaying import Replaying, decide_replay
+from frostline.finetune.proving import Record, prove, prove_schedule, record
+from frostline.finetune.replaying import Replaying
 from frostline.finetune.result import Accuracy, Result, Savings, Trained
 from frostline.finetune.run_folder import RunFolder, State, Status, create_run, json_bytes
 from frostline.finetune.savings import measure_savings
+from frostline.finetune.schedule_report import schedule_report, trained_by, write_timeline
+from frostline.finetune.scheduling import resume_freezer, schedule_of, start_freezer
 from frostline.finetune.threads import threads
+from frostline.finetune.timeline import timeline_of
 from frostline.finetune.watcher import Silent, Watcher
+from frostline.freezer import Freezer
 from frostline.freezing import Plan
+from frostline.schedules import load, to_yaml
 
 
 @dataclass(kw_only=True, eq=False)
@@ -42,6 +47,7 @@ class _Run:
 
     config: FinetuneConfig
     setup: Setup
+    freezer: Freezer | None
     folder: RunFolder
     metrics: MetricsFile
     recorded: Record
@@ -87,24 +93,27 @@ def start(config: FinetuneConfig, watcher: Watcher | None = None) -> Result:
     True
     """
     watcher = watcher or Silent()
-    plan = plan_of(config)
+    plan, schedule = plan_of(config), schedule_of(config)
     with _surroundings(config):
         setup = prepare(config, plan, watcher.note)
-        recorded = record(setup.frozen)
-        replaying = decide_replay(config, setup.model, setup.task, watcher.note)
+        recorded = record(setup.frozen)  # before the schedule freezes what will thaw again
+        freezer = start_freezer(schedule, config, setup, watcher.note) if schedule else None
+        replaying = Replaying(config, setup.model, setup.task, watcher.note)
+        replaying.look(_frozen_now(setup, freezer))
         before = accuracy(setup.model, setup.task.held_out, feed=replaying.feed)
         progress = Progress(epoch=0, accuracy_before=before, accuracy=before, seconds=0.0)
         with listening() as stop:
             folder = create_run(
                 config.out,
                 config.model.rpartition("/")[2],
-                lambda folder: _first_files(folder, config, setup, recorded, progress),
+                lambda folder: _first_files(folder, config, setup, recorded, progress, freezer),
             )
             with open_metrics(folder.path / run_folder.METRICS) as metrics:
                 return _carry_on(
                     _Run(
                         config=config,
                         setup=setup,
+                        freezer=freezer,
                         folder=folder,
                         metrics=metrics,
                         recorded=recorded,
@@ -142,19 +151,23 @@ def _resume(
 ) -> Result:
     recorded = cast(Record, folder.read_json(run_folder.FROZEN))
     plan = Plan.load(folder.path / run_folder.PLAN)
-    progress, tensors, optimizer_state = unpack(folder.path / run_folder.CHECKPOINT)
+    progress, tensors, state = unpack(folder.path / run_folder.CHECKPOINT)
     setup = prepare(config, plan, watcher.note, load=lambda model: fill(model, tensors))
-    try:
-        setup.optimizer.load_state_dict(optimizer_state)
-    except ValueError as error:
-        raise ConfigError(f"{folder.path} can't be resumed, its plan changed: {error}") from error
+    freezer = None
+    if config.schedule is not None:
+        schedule = load(folder.path / run_folder.SCHEDULE)
+        freezer = start_freezer(schedule, config, setup)
+        resume_freezer(freezer, state, folder.path)
+    else:
+        _resume_optimizer(setup, state, folder.path)
     metrics.keep(progress.epoch)
-    replaying = decide_replay(config, setup.model, setup.task, watcher.note)
+    replaying = Replaying(config, setup.model, setup.task, watcher.note)
     with listening() as stop:
         return _carry_on(
             _Run(
                 config=config,
                 setup=setup,
+                freezer=freezer,
                 folder=folder,
                 metrics=metrics,
                 recorded=recorded,
@@ -166,6 +179,13 @@ def _resume(
         )
 
 
+def _resume_optimizer(setup: Setup, state: dict[str, Any], run: Path) -> None:
+    try:
+        setup.optimizer.load_state_dict(state)
+    except ValueError as error:
+        raise ConfigError(f"{run} can't be resumed, its plan changed: {error}") from error
+
+
 @contextmanager
 def _surroundings(config: FinetuneConfig) -> Iterator[None]:
     """The caller's random state and threads are as before afterwards."""
@@ -174,15 +194,23 @@ def _surroundings(config: FinetuneConfig) -> Iterator[None]:
 
 
 def _first_files(
-    folder: RunFolder, config: FinetuneConfig, setup: Setup, recorded: Record, progress: Progress
+    folder: RunFolder,
+    config: FinetuneConfig,
+    setup: Setup,
+    recorded: Record,
+    progress: Progress,
+    freezer: Freezer | None,
 ) -> None:
     """All that a resumption needs, before the first step is made."""
     folder.write(run_folder.PLAN, setup.frozen.plan.to_yaml().encode())
+    if freezer is not None:
+        folder.write(run_folder.SCHEDULE, to_yaml(freezer.schedule).encode())
     # It may be resumed from another folder than the one it was started in.
     folder.write(run_folder.CONFIG, with_absolute_paths(config).to_yaml().encode())
     folder.write(run_folder.FROZEN, json_bytes(recorded))
     folder.write(run_folder.METRICS, b"")
-    folder.write(run_folder.CHECKPOINT, pack(progress, setup.model, setup.optimizer))
+    stateful = freezer or setup.optimizer
+    folder.write(run_folder.CHECKPOINT, pack(progress, setup.model, stateful))
     folder.set_running(epoch=progress.epoch, epochs=config.epochs)
 
 
@@ -203,7 +231,7 @@ def _carry_on(run: _Run) -> Result:
         ) from None
     except BaseException as error:
         # What the configuration brought about would come again; a full disk can be mended.
-        fatal = isinstance(error, ConfigError)
+        fatal = isinstance(error, ConfigError | ScheduleError | FrozenChangedError)
         reason = str(error) or type(error).__name__
         # If this can't be written either, the error on its way is the one to show.
         with suppress(OutputError):
@@ -218,6 +246,8 @@ def _train(run: _Run) -> None:
     config, setup, watcher = run.config, run.setup, run.watcher
 
     def after_step(loss: float) -> None:
+        if run.freezer is not None:
+            run.freezer.step(loss)
         watcher.step(loss)
         run.stop.obey()
 
@@ -225,6 +255,7 @@ def _train(run: _Run) -> None:
     watcher.begin(epochs=config.epochs, done=run.progress.epoch, steps=steps)
     for epoch in range(run.progress.epoch + 1, config.epochs + 1):
         began = time.perf_counter()
+        run.replaying.look(_frozen_now(setup, run.freezer))
         loss = train_epoch(
             setup.model,
             setup.optimizer,
@@ -236,16 +267,24 @@ def _train(run: _Run) -> None:
             feed=run.replaying.feed,
         )
         now = accuracy(setup.model, setup.task.held_out, feed=run.replaying.feed)
+        if run.freezer is not None:
+            run.freezer.epoch(now)
+            run.freezer.verify()  # a checkpoint must not take what has moved for what was frozen
         seconds = time.perf_counter() - began
         line = EpochMetrics(epoch=epoch, loss=loss, accuracy=now, seconds=seconds)
         run.metrics.append(line)
         progress = replace(
             run.progress, epoch=epoch, accuracy=now, seconds=run.progress.seconds + seconds
         )
-        checkpoint = pack(progress, setup.model, setup.optimizer)
+        checkpoint = pack(progress, setup.model, run.freezer or setup.optimizer)
         run.folder.write(run_folder.CHECKPOINT, checkpoint)
         run.progress = progress
         watcher.epoch(line)
+
+
+def _frozen_now(setup: Setup, freezer: Freezer | None) -> tuple[str, ...]:
+    """Names of what is frozen by the plan and by the schedule."""
+    return (*setup.frozen.names, *(freezer.frozen if freezer is not None else ()))
 
 
 def _conclude(run: _Run) -> Result:
@@ -253,8 +292,16 @@ def _conclude(run: _Run) -> Result:
     setup, folder = run.setup, run.folder
     replayed = run.replaying.report()
     proof = prove(setup.frozen, setup.model, run.recorded)
+    trained, timeline, saved = _trained(setup), None, None
+    if run.freezer is not None:
+        proof = prove_schedule(run.freezer, setup.model, proof)
+        timeline = timeline_of(run.freezer, setup.model, epochs=run.config.epochs)
+        trained = trained_by(run.freezer, timeline, setup.model, setup.frozen)
     replace_atomically(folder.path / run_folder.MODEL, lambda path: _save(setup.model, path))
-    trained = _trained(setup)
+    if timeline is None:
+        saved = _savings(run)
+    else:
+        write_timeline(folder, timeline, run.watcher.note)
     result = Result(
         run=folder.path,
         model=run.config.model,
@@ -268,9 +315,10 @@ def _conclude(run: _Run) -> Result:
             held_out=len(setup.task.held_out),
         ),
         proof=proof,
-        saved=_savings(run),
+        saved=saved,
         next=folder.inspect_command if proof.ok else folder.restart_command,
         replay=replayed,
+        schedule=None if timeline is None else schedule_report(timeline),
     )
     folder.write(run_folder.RESULT, json_bytes(result.to_json()))
     state: State = "finished" if proof.ok else "failed"

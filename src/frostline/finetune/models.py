@@ -15,9 +15,9 @@ from types import ModuleType
 
 from torch import nn
 
+from frostline.checkpoint.listing import is_checkpoint
 from frostline.errors import ModelSourceError
 from frostline.finetune.blame import describe
-from frostline.checkpoint.listing import is_checkpoint
 from frostline.finetune.networks import BUILTIN
 from frostline.selection.suggest import nearest
 

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,6 +31,7 @@ from frostline.finetune.models import load_model
 from frostline.finetune.networks import PRETRAINED, DigitsCNN
 from frostline.finetune.pretrain import pretrained_digits_cnn
 from frostline.freezing import Frozen, Plan, Rule
+from frostline.schedules import registry
 from frostline.selection.suggest import nearest
 
 # LBFGS evaluates the loss itself, several times a step; SparseAdam takes sparse gradients only.
@@ -43,7 +45,7 @@ class Setup:
     Attributes:
         task: the scans, on the model's device.
         model: the model, frozen according to the plan.
-        frozen: the freeze's handle.
+        frozen: the handle of the plan's freeze.
         make_optimizer: makes the configured optimizer for a model's trainable parameters.
         optimizer: the one for ``model``.
     """
@@ -85,7 +87,7 @@ def prepare(
     _try_forward(model, config.model, task)
     load(model)
     frozen = fl.freeze(model, plan)
-    if not frozen.names:
+    if not frozen.names and config.schedule is None:
         raise PlanError(
             "this freezes nothing, so there is nothing to prove or to save: train less of it"
         )
@@ -119,19 +121,26 @@ def plan_of(config: FinetuneConfig) -> Plan:
 
     >>> print(plan_of(FinetuneConfig()))
     freeze: **; train: block3; train: head
+
+    With a schedule it is what the schedule leaves as it is: nothing, unless it is asked for.
+
+    >>> print(plan_of(FinetuneConfig(schedule="lisa")))
+    train: **
     """
     if config.plan:
         return Plan.load(config.plan)
     if config.freeze:
         return Plan(rules=[Rule(action="freeze", select=name) for name in config.freeze])
     train = config.train
+    if not train and config.schedule is not None:
+        return Plan(rules=[Rule(action="train", select="**")])
     if not train and config.model == PRETRAINED:
         train = ("block3", "head")
     if not train:
         load_model(config.model)  # that there is no such model would be the first thing to say
         raise ConfigError(
-            f"what should be trained of {config.model}? Give --train NAME, --freeze NAME or"
-            f" --plan FILE ('frostline inspect {config.model}' shows the names)"
+            f"what should be trained of {config.model}? Give --train NAME, --freeze NAME, --plan"
+            f" FILE or --schedule NAME ('frostline inspect {config.model}' shows the names)"
         )
     everything = Rule(action="freeze", select="**")
     return Plan(rules=[everything, *(Rule(action="train", select=name) for name in train)])
@@ -163,11 +172,17 @@ def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
         update={
             "model": f"{Path(file).resolve()}:{factory}" if is_file else config.model,
             "plan": config.plan and config.plan.resolve(),
+            "schedule": _absolute_schedule(config.schedule),
             "replay": config.replay
             if config.replay in REPLAY_WORDS
             else str(Path(config.replay).expanduser().resolve()),
         }
     )
+
+
+def _absolute_schedule(schedule: Any) -> Any:
+    is_file = isinstance(schedule, str) and schedule not in registry and Path(schedule).is_file()
+    return str(Path(schedule).resolve()) if is_file else schedule
 
 
 def _with_new_head(model: DigitsCNN, classes: int) -> DigitsCNN:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal, cast
 
 from torch import nn
 
 from frostline.errors import FrozenChangedError
 from frostline.finetune.result import ProofReport
+from frostline.freezer import Freezer
 from frostline.freezing import Frozen
 from frostline.naming import take_inventory
 from frostline.proof import Change
@@ -55,6 +57,35 @@ def prove(frozen: Frozen, model: nn.Module, recorded: Record) -> ProofReport:
         buffers=len(frozen.buffers),
         seconds=time.perf_counter() - start,
         changes=(*changes, *earlier),
+    )
+
+
+def prove_schedule(freezer: Freezer, model: nn.Module, fixed: ProofReport) -> ProofReport:
+    """Compare what is frozen at the end with what it was when it froze.
+
+    What thawed before was proved then; across processes, the freezer's state has fingerprints.
+
+    Args:
+        freezer: what carried the schedule out.
+        model: its model.
+        fixed: the proof of what was frozen for the whole run.
+    """
+    start = time.perf_counter()
+    try:
+        freezer.verify()
+        changes: tuple[Change, ...] = ()
+    except FrozenChangedError as error:
+        changes = error.changes
+    named = {change.name for change in fixed.changes}
+    names = freezer.state_dict()["frozen"].keys()
+    # The freezer's handles cover the buffers of what the plan froze as well.
+    buffers = {alias.name for alias in take_inventory(model).buffers} & names
+    return replace(
+        fixed,
+        parameters=fixed.parameters + len(names - buffers),
+        buffers=max(fixed.buffers, len(buffers)),
+        seconds=fixed.seconds + time.perf_counter() - start,
+        changes=(*fixed.changes, *(each for each in changes if each.name not in named)),
     )
 
 

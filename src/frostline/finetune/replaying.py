@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -30,109 +30,168 @@ _SHARE_OF_ROOM = 0.5
 """How much of the free memory, and of the free disk, ``auto`` may take."""
 
 
-@dataclass(kw_only=True, eq=False)
-class Replaying:
-    """What was decided for a job.
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """What one trial showed.
 
     Attributes:
-        feed: gives the loop its batches.
-        line: where the model was cut for trial; None where that was not looked for.
-        place: ``memory`` or a folder; None if nothing is replayed.
+        line: where the model was cut for trial; None where it could not be tried out.
         why_not: why nothing is replayed; None if it is.
-        store: what keeps the records; closed by :meth:`close`.
-        trial_seconds: how long it took to decide.
+        first: how many batches had been replayed or recorded before it.
     """
 
-    feed: Feed = plain_feed
-    line: FrostLine | None = None
-    place: str | None = None
-    why_not: str | None = None
-    store: Store | None = None
-    trial_seconds: float = 0.0
-
-    def report(self) -> ReplayReport:
-        """What was replayed so far, in this process."""
-        replayers = [] if not isinstance(self.feed, ReplayFeed) else self.feed.replayers
-        stats = [replayer.stats for replayer in replayers]
-        replayed = sum(each.replayed for each in stats)
-        declined = next((r.declined for r in replayers if r.declined is not None), None)
-        return ReplayReport(
-            place=self.place,
-            recorded=sum(each.recorded for each in stats),
-            replayed=replayed,
-            plain=sum(each.plain for each in stats),
-            skipped_share=self.line.skipped_share if self.line and replayed else 0.0,
-            kept_bytes=self.store.nbytes if self.store is not None else 0,
-            saved_seconds=self._saved_seconds() if replayed else 0.0,
-            why_not=None if replayed else self.why_not or declined or "no scan came twice",
-        )
-
-    def _saved_seconds(self) -> float:
-        if not isinstance(self.feed, ReplayFeed) or self.line is None:
-            return 0.0
-        faster = self.line.forward_seconds - (self.line.replayed_seconds or 0.0)
-        return saved_seconds(self.feed.timings, faster / self.line.samples) - self.trial_seconds
-
-    def close(self) -> None:
-        """Write out what was recorded, and let go of the store."""
-        if self.store is not None:
-            self.store.close()
+    line: FrostLine | None
+    why_not: str | None
+    first: int
 
 
-def decide_replay(
-    config: FinetuneConfig, model: nn.Module, task: Task, note: Callable[[str], None]
-) -> Replaying:
-    """Find the frost line of the model about to train, and decide whether to replay there.
-
-    Leaves random generators and tensors as they are, and the model in train mode.
+class Replaying:
+    """Whether a job's frozen part is replayed, decided anew where other parts are frozen.
 
     Args:
         config: the job.
-        model: frozen according to the plan.
+        model: the model.
         task: the scans.
         note: told in one line what will be kept, and where.
+
+    Attributes:
+        feed: gives the loop its batches.
 
     Raises:
         ConfigError: the folder for the records can't be used.
     """
-    if config.replay == "off":
-        return Replaying(why_not="it is switched off (replay: off)")
-    place = _place(config.replay)
-    try:
-        store = open_store(place)
-    except ReplayError as error:
-        raise ConfigError(f"--replay: {error}") from error
-    start = time.perf_counter()
-    scans = len(task.train) + len(task.held_out)
-    model.train()
-    try:
-        line = _trial(model, task, config.batch_size, place)
-    # Whatever a foreign model does in a trial: it may still train.
-    except Exception as error:
-        store.close()
-        return Replaying(why_not=f"the model could not be tried out: {describe(error)}")
-    needed = line.bytes_per_sample * scans
-    why_not = line.declined
-    if why_not is None and config.replay == "auto" and line.replayed_seconds is not None:
-        why_not = why_not_worth_it(
+
+    def __init__(
+        self, config: FinetuneConfig, model: nn.Module, task: Task, note: Callable[[str], None]
+    ) -> None:
+        self.feed: Feed = plain_feed
+        self._config, self._model, self._task, self._note = config, model, task, note
+        self._looks: list[_Look] = []
+        self._frozen: tuple[str, ...] | None = None
+        self._trial_seconds = 0.0
+        self._is_noted = False
+        self._store: Store | None = None
+        if config.replay == "off":
+            return
+        self._place = _place(config.replay)
+        try:
+            self._store = open_store(self._place)
+        except ReplayError as error:
+            raise ConfigError(f"--replay: {error}") from error
+        self._replay_feed = ReplayFeed(model, self._store)
+
+    def look(self, frozen: tuple[str, ...]) -> None:
+        """Find the frost line as the model stands, unless the same was frozen at the last look.
+
+        Leaves random generators and tensors as they are, and the model in train mode.
+
+        Args:
+            frozen: names of what is frozen now.
+        """
+        if self._store is None or frozen == self._frozen:
+            return
+        self._frozen = frozen
+        start = time.perf_counter()
+        self._model.train()
+        line: FrostLine | None = None
+        why_not: str | None
+        try:
+            line = _trial(self._model, self._task, self._config.batch_size, self._place)
+            why_not = self._why_not(line)
+        # Whatever a foreign model does in a trial: it may still train.
+        except Exception as error:
+            why_not = f"the model could not be tried out: {describe(error)}"
+        first = len(self._replay_feed.timings)
+        self._looks.append(_Look(line=line, why_not=why_not, first=first))
+        self.feed = plain_feed if why_not is not None else self._replay_feed
+        self._trial_seconds += time.perf_counter() - start
+        if line is not None and why_not is None and not self._is_noted:
+            self._is_noted = True
+            self._note(
+                f"replay: about {format_bytes(self._needed(line))} will be kept in {self._place}"
+                f" ({format_bytes(line.bytes_per_sample)} for each of {self._scans} scans)"
+            )
+
+    def report(self) -> ReplayReport:
+        """What was replayed so far, in this process."""
+        if self._store is None:
+            return _nothing("it is switched off (replay: off)")
+        if self._looks and all(look.why_not is not None for look in self._looks):
+            return _nothing(self._looks[-1].why_not)
+        replayers = self._replay_feed.replayers
+        stats = [replayer.stats for replayer in replayers]
+        replayed = sum(each.replayed for each in stats)
+        declined = next((r.declined for r in replayers if r.declined is not None), None)
+        return ReplayReport(
+            place=str(self._place),
+            recorded=sum(each.recorded for each in stats),
+            replayed=replayed,
+            plain=sum(each.plain for each in stats),
+            skipped_share=self._skipped_share() if replayed else 0.0,
+            kept_bytes=self._store.nbytes,
+            saved_seconds=self._saved_seconds() if replayed else 0.0,
+            why_not=None if replayed else declined or "no scan came twice",
+        )
+
+    def close(self) -> None:
+        """Write out what was recorded, and let go of the store."""
+        if self._store is not None:
+            self._store.close()
+
+    @property
+    def _scans(self) -> int:
+        return len(self._task.train) + len(self._task.held_out)
+
+    def _needed(self, line: FrostLine) -> int:
+        return line.bytes_per_sample * self._scans
+
+    def _why_not(self, line: FrostLine) -> str | None:
+        if self._config.replay != "auto" or line.declined or line.replayed_seconds is None:
+            return line.declined
+        return why_not_worth_it(
             forward_seconds=line.forward_seconds,
             replayed_seconds=line.replayed_seconds,
-            needed_bytes=needed,
-            room_bytes=_room(place),
+            needed_bytes=self._needed(line),
+            room_bytes=_room(self._place),
         )
-    if why_not is not None:
-        store.close()
-        return Replaying(line=line, why_not=why_not)
-    note(
-        f"replay: about {format_bytes(needed)} will be kept in {place}"
-        f" ({format_bytes(line.bytes_per_sample)} for each of {scans} scans)"
-    )
-    return Replaying(
-        feed=ReplayFeed(model, store),
-        line=line,
-        place=str(place),
-        store=store,
-        trial_seconds=time.perf_counter() - start,
+
+    def _parts(self) -> Iterator[tuple[FrostLine, Sequence[Timing]]]:
+        """Each line that was replayed at, and the batches that went through the loop then."""
+        timings = self._replay_feed.timings
+        ends = [*(look.first for look in self._looks[1:]), len(timings)]
+        for look, end in zip(self._looks, ends, strict=True):
+            if look.line is not None and look.why_not is None:
+                yield look.line, timings[look.first : end]
+
+    def _skipped_share(self) -> float:
+        """Mean over the batches that were replayed."""
+        counted = [
+            (line.skipped_share, sum(timing.is_replayed for timing in timings))
+            for line, timings in self._parts()
+        ]
+        count = sum(number for _, number in counted)
+        if count == 0:  # all that was replayed was compared with the truth as well
+            return counted[-1][0]
+        return sum(share * number for share, number in counted) / count
+
+    def _saved_seconds(self) -> float:
+        saved = -self._trial_seconds
+        for line, timings in self._parts():
+            faster = line.forward_seconds - (line.replayed_seconds or 0.0)
+            saved += saved_seconds(timings, faster / line.samples)
+        return saved
+
+
+def _nothing(why_not: str | None) -> ReplayReport:
+    return ReplayReport(
+        place=None,
+        recorded=0,
+        replayed=0,
+        plain=0,
+        skipped_share=0.0,
+        kept_bytes=0,
+        saved_seconds=0.0,
+        why_not=why_not,
     )
 
 

@@ -116,12 +116,29 @@ class ReplayReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScheduleReport:
+    """What a schedule froze when; ``timeline.json`` has all of it.
+
+    Attributes:
+        name: the schedule's name.
+        transitions: how often something froze or thawed after the start.
+        places: blocks, ``stem`` and ``head``, from the input up.
+        frozen: for each place, how much of it was frozen in each epoch, from 0 to 1.
+    """
+
+    name: str
+    transitions: int
+    places: tuple[str, ...]
+    frozen: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trained:
     """How much was trained.
 
     Attributes:
-        rules: the plan in one line.
-        parameters: scalars that were trained.
+        rules: the plan, or the schedule, in one line.
+        parameters: scalars that were trained, at least for a step.
         of: scalars that the model has.
     """
 
@@ -143,9 +160,11 @@ class Result:
         trained: how much was trained.
         accuracy: before and after.
         proof: whether the frozen part held.
-        saved: None if full training could not be measured.
+        saved: None if full training could not be measured, and under a schedule: no one step
+            stands for the run there.
         next: the command to go on with.
         replay: what was replayed; None where nobody asked.
+        schedule: what the schedule froze when; None without one.
     """
 
     run: Path
@@ -159,6 +178,7 @@ class Result:
     saved: Savings | None
     next: str
     replay: ReplayReport | None = None
+    schedule: ScheduleReport | None = None
 
     def to_json(self) -> dict[str, object]:
         """Plain values for JSON; ``proof`` has ``ok`` and ``tensors`` besides its fields."""
@@ -173,7 +193,15 @@ class Result:
             **asdict(self.proof),
             "changes": changes,
         }
-        return {**asdict(self), "run": str(self.run), "proof": proof}
+        return {**asdict(self), **_schedule(self.schedule), "run": str(self.run), "proof": proof}
+
+
+def _schedule(report: ScheduleReport | None) -> dict[str, object]:
+    if report is None:
+        return {"schedule": None}
+    # Lists, as JSON gives them back.
+    lists = {"places": list(report.places), "frozen": [list(row) for row in report.frozen]}
+    return {"schedule": {**asdict(report), **lists}}
 
 
 def _finite(value: float) -> float | None:

@@ -1,12 +1,14 @@
 """A run's own folder: what is in it, and how it comes to be whole or not at all.
 
 ======================  =======================================================================
-``plan.yaml``           what was frozen and what was trained
+``plan.yaml``           what was frozen and what was trained; under a schedule, what stays frozen
+``schedule.yaml``       the schedule with every option of it, if there is one
 ``config.yaml``         the configuration, every field of it
 ``metrics.jsonl``       one line an epoch; appended to
 ``frozen.json``         fingerprints of what is frozen, from before the first step
 ``checkpoint.pt``       where ``--resume`` goes on; removed once the run is finished
 ``model.safetensors``   the tuned weights
+``timeline.json``       what the schedule froze when; ``timeline.png``, if matplotlib is there
 ``result.json``         accuracy, proof, savings
 ``status.json``         running, interrupted, finished or failed, and how to go on
 ======================  =======================================================================
@@ -29,11 +31,14 @@ from frostline.errors import ConfigError, OutputError
 from frostline.files import write_atomically
 
 PLAN = "plan.yaml"
+SCHEDULE = "schedule.yaml"
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 FROZEN = "frozen.json"
 CHECKPOINT = "checkpoint.pt"
 MODEL = "model.safetensors"
+TIMELINE = "timeline.json"
+PLOT = "timeline.png"
 RESULT = "result.json"
 STATUS = "status.json"
 

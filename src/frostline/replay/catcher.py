@@ -37,7 +37,7 @@ class Catcher:
         self._entries: set[str] = set()
         self._was_entered = False
         self._stand_ins = StandIns(self._handle)
-        self._modules = called_modules(model)
+        self._modules: dict[str, nn.Module] | None = None
 
     @contextmanager
     def open(self, names: Iterable[str]) -> Iterator[None]:
@@ -58,6 +58,8 @@ class Catcher:
 
     def cover(self, names: Iterable[str] | None) -> None:
         """Catch the calls of these modules, too; None is for all."""
+        if self._modules is None:
+            self._modules = called_modules(self._model)
         modules = self._modules
         if names is not None:
             modules = {name: modules[name] for name in names if name in modules}
@@ -65,7 +67,7 @@ class Catcher:
 
     def refresh(self) -> None:
         """The model may have other modules than before."""
-        self._modules = called_modules(self._model)
+        self._modules = None
 
     def direct(self, maker: Maker | None) -> None:
         """Let a maker make what is caught; None lets the modules do."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from frostline.replay.graph import Call, Graph, Place
-from frostline.replay.liveness import Exclusions, Liveness
+from frostline.replay.liveness import FROM_TRAINABLE, Exclusions, Liveness
 
 Kind = Literal["constant", "content", "call", "blind"]
 
@@ -73,6 +73,8 @@ class Cut:
     Attributes:
         planned: the maximal frozen calls, in order.
         refused: calls in which nothing trains and that are made all the same → why.
+        stopped_by: why a call in which nothing trains gets values that change, if it does so for
+            another reason than that they are trained.
         needed_inputs: for each tensor argument of the top-level call, whether live code uses it.
         hidden_inputs: positions of the top-level call's tensor arguments that reach a planned
             call by another way than its arguments.
@@ -82,6 +84,7 @@ class Cut:
 
     planned: tuple[PlannedCall, ...]
     refused: Mapping[Place, str]
+    stopped_by: str | None
     needed_inputs: tuple[bool, ...]
     hidden_inputs: tuple[int, ...]
     glue_tensors: frozenset[str]
@@ -158,6 +161,7 @@ class _Analysis:
                 for index, why in sorted(self._liveness.why.items())
                 if self._is_worth_telling(index)
             },
+            stopped_by=self._stopped_by(),
             needed_inputs=tuple(value in needed for value in graph.inputs),
             hidden_inputs=self._hidden_inputs(),
             glue_tensors=frozenset(
@@ -173,13 +177,19 @@ class _Analysis:
         """Values that live code, or the caller, uses, straight or by operations between modules."""
         graph = self._graph
         waiting = [*graph.results]
+        inputs = set(graph.inputs)
         for number, operation in enumerate(graph.operations):
             if number in self._liveness.live_operations:
                 waiting += [*operation.reads, *operation.overwrites]
+            elif number not in self._owner and any(v in inputs for v in operation.overwrites):
+                waiting += operation.overwrites  # it is written to, so it has to be there
         waiting += [escape.value for escape in graph.escapes if escape.call not in self._inside]
         for index, call in enumerate(graph.calls):
             if call.is_hooked and index not in self._inside:
                 waiting += [*call.arguments, *call.results]
+            parent = None if call.parent is None else graph.calls[call.parent]
+            if parent is not None and parent.effect is not None:
+                waiting += call.results  # it may leave them somewhere
         needed: set[int] = set()
         while waiting:
             value = waiting.pop()
@@ -293,3 +303,12 @@ class _Analysis:
         call = self._graph.calls[index]
         takes_live = any(value in self._liveness.live for value in call.arguments)
         return not call.trains and not takes_live and index not in self._inside
+
+    def _stopped_by(self) -> str | None:
+        """Why a call in which nothing trains takes live values, other than that they train."""
+        for call in self._graph.calls:
+            for value in () if call.trains else call.arguments:
+                cause = self._liveness.causes.get(value, FROM_TRAINABLE)
+                if cause != FROM_TRAINABLE:
+                    return f"{call.place} takes what is not the same each time: {cause}"
+        return None

@@ -136,7 +136,7 @@ def plan_kind(kind: Kind, call: TopLevel, samples: int, store: Store) -> None:
     for _ in range(ROUNDS if kind.graph.calls else 0):
         cut = find_cut(kind.graph, kind.exclusions)
         if not cut.keeps_something:
-            kind.give_up(_nothing_to_replay(cut.refused))
+            kind.give_up(_nothing_to_replay(cut))
             return
         kind.weights = Weights(_tensors_of(call.model, cut))
         key = digest_of(
@@ -175,10 +175,11 @@ def key_of(call: TopLevel, state: int) -> Any:
     return call.name, nest.form, forms, state, kernel_settings(), grad
 
 
-def _nothing_to_replay(refused: Mapping[Place, str]) -> str:
-    if refused:
-        reasons = "; ".join(f"{place}: {why}" for place, why in list(refused.items())[:4])
-        return f"nothing can be replayed ({reasons})"
+def _nothing_to_replay(cut: Cut) -> str:
+    reasons = [f"{place}: {why}" for place, why in list(cut.refused.items())[:4]]
+    reasons += [cut.stopped_by] if cut.stopped_by and not reasons else []
+    if reasons:
+        return f"nothing can be replayed ({'; '.join(reasons)})"
     return (
         "no frozen module is called before what trains, so there is nothing to replay: what is"
         " frozen takes inputs that depend on trainable tensors"

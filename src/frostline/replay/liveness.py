@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from frostline.replay.graph import Call, Graph, Operation
+
+FROM_TRAINABLE = "a trainable value flows into it"
+_FROM_ELSEWHERE = "it reads a tensor that is neither its input nor its own"
 
 
 @dataclass(kw_only=True)
@@ -37,6 +40,7 @@ class Liveness:
         live_operations: operations that read or make them.
         constant: values that depend on the model's frozen tensors alone.
         made_by: values → the operations that made them.
+        causes: live values → why they are live.
         why: calls → why they can't be taken whole.
     """
 
@@ -50,6 +54,7 @@ class Liveness:
         self.constant = set(graph.constant)
         self.live: set[int] = set()
         self.live_operations: set[int] = set()
+        self.causes: dict[int, str] = {}
         self.why: dict[int, str] = {}
         self._find_live()
         self._find_refusals()
@@ -66,6 +71,9 @@ class Liveness:
     def _find_live(self) -> None:
         graph, varying = self._graph, self._exclusions.varying
         self.live |= graph.trainable | graph.foreign | varying.keys()
+        self.causes.update(dict.fromkeys(graph.trainable, FROM_TRAINABLE))
+        self.causes.update(dict.fromkeys(graph.foreign - graph.trainable, _FROM_ELSEWHERE))
+        self.causes.update(varying)
         moving = {i for i, call in enumerate(graph.calls) if call.effect is not None}
         for number, operation in enumerate(graph.operations):
             reads = (*operation.reads, *operation.overwrites)
@@ -78,6 +86,9 @@ class Liveness:
             if is_live:
                 self.live_operations.add(number)
                 self.live.update(operation.writes)
+                why = self._why_operation(operation)
+                for value in operation.writes:
+                    self.causes.setdefault(value, why)
             elif all(value in self.constant for value in reads):
                 self.constant.update(operation.writes)
 
@@ -155,15 +166,15 @@ class Liveness:
             )
         if self._is_unequal(operation):
             return f"it groups rows by their content ({operation.name}), as mixtures of experts do"
-        return self._why_live(operation.reads)
+        effect = self._graph.calls[operation.call].effect
+        if effect is not None:
+            return effect
+        return self._why_live((*operation.reads, *operation.overwrites))
 
-    def _why_live(self, values: tuple[int, ...] | list[int]) -> str:
-        for value in values:
-            if value in self._exclusions.varying:
-                return self._exclusions.varying[value]
-            if value in self._graph.foreign:
-                return "it reads a tensor that is neither its input nor its own"
-        return "a trainable value flows into it"
+    def _why_live(self, values: Sequence[int]) -> str:
+        return next(
+            (self.causes[value] for value in values if value in self.causes), FROM_TRAINABLE
+        )
 
     def _is_unequal(self, operation: Operation) -> bool:
         """Whether a sample's last bits depend on its batch-mates, or on its place among them."""

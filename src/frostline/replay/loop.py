@@ -102,6 +102,7 @@ def replay(
         if known.serves(loader, options):
             return known
     made = Replay(model, loader, options)
+    made.replayer.passes.share(held.open)
     held[:] = [*held[-_REMEMBERED:], made]
     return made
 
@@ -112,6 +113,10 @@ _REMEMBERED = 7
 
 class _Held(list["Replay"]):
     """What :func:`replay` made for a model, on the model: a copy of the model starts with none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[Fields] = []
 
     def __deepcopy__(self, memo: object) -> _Held:
         return _Held()

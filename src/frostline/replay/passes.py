@@ -56,6 +56,7 @@ class Passes:
         self._round: set[int] = set()
         self._changed = 0
         self._eviction: Eviction | None = None
+        self._open: list[Fields] = []
 
     # What others ask.
 
@@ -108,6 +109,10 @@ class Passes:
                 if kind.weights is not None:
                     kind.weights.trust_addresses()
 
+    def share(self, open_batches: list[Fields]) -> None:
+        """Take note of batches of the same model that are open beside."""
+        self._open = open_batches
+
     # A batch.
 
     @contextmanager
@@ -125,9 +130,11 @@ class Passes:
         self._making.has_changed = False
         names = {name for plan in self.table.plans for name in plan.names}
         try:
+            self._open.append(self._fields)
             with self._catcher.open(names):
                 yield
         finally:
+            self._open.remove(self._fields)
             self._notice_augmentation()
             self._readiness.end_batch(is_usual=len(ids) == self._size)
             self._last_of_size[len(ids)] = ids
@@ -198,6 +205,8 @@ class Passes:
             return call.run()  # another batch's: an evaluation, or a second loader's
         if is_of_batch:
             self._strict.add(name)
+        elif any(other.are_in(call) for other in self._open):
+            return call.run()  # of a batch that is open beside this one
         output = self._made(call)
         self._fields.note_output(output)
         return output

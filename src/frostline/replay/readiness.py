@@ -44,12 +44,9 @@ class Readiness:
         )
         if self.is_off or not are_known:
             return False
-        if not self.is_confirmed:
-            # Until one batch has been loaded again and was the same, none is skipped.
-            self._to_audit.add(ids)
-            return False
         self._asked += 1
-        if self._audits.is_due(self._asked):
+        # Until one batch has been loaded again and was the same, none is skipped.
+        if not self.is_confirmed or self._audits.is_due(self._asked):
             self._to_audit.add(ids)
             return False
         return True

@@ -38,10 +38,10 @@ class Weights:
 
     def trust_addresses(self) -> None:
         """From now on take content for the same while it lies at the same place."""
-        self._addresses = self._where()
+        self._versions, self._addresses = self._look(), self._where()
 
     def _where(self) -> list[int]:
         return [tensor.data_ptr() for tensor in self._tensors.values()]
 
-    def _look(self) -> list[int]:
-        return [tensor._version for tensor in self._tensors.values()]
+    def _look(self) -> list[tuple[int, int]]:
+        return [(tensor._version, tensor.data_ptr()) for tensor in self._tensors.values()]
