@@ -49,6 +49,9 @@ def test_a_public_name_loads_torch_when_it_is_used() -> None:
         pytest.param(["finetune", "--help"], id="finetune"),
         pytest.param(["compare", "--help"], id="compare"),
         pytest.param(["inspect", "--help"], id="inspect"),
+        pytest.param(["verify", "--help"], id="verify"),
+        pytest.param(["merge", "--help"], id="merge"),
+        pytest.param(["cache", "--help"], id="cache"),
     ],
 )
 def test_help_imports_no_torch(arguments: list[str]) -> None:

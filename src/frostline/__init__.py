@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from frostline.errors import (
+    CheckpointError,
     ConfigError,
     FrostlineError,
     FrozenChangedError,
@@ -38,6 +39,7 @@ from frostline.errors import (
 if TYPE_CHECKING:
     from frostline import schedules
     from frostline.check import Finding, check
+    from frostline.checkpoint import Delta, load_trained, save_trained
     from frostline.freezer import Event, Freezer
     from frostline.freezing import (
         Frozen,
@@ -59,7 +61,15 @@ if TYPE_CHECKING:
         sync,
     )
     from frostline.proof import fingerprint
-    from frostline.replay import Replay, Replayer, ReplayStats, replay
+    from frostline.replay import (
+        FrostLine,
+        Replay,
+        Replayer,
+        ReplayStats,
+        frost_line,
+        replay,
+    )
+    from frostline.replay.limits import ReplayWarning
     from frostline.selection import (
         Selection,
         before,
@@ -77,10 +87,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Blocks",
+    "CheckpointError",
     "ConfigError",
+    "Delta",
     "Event",
     "Finding",
     "Freezer",
+    "FrostLine",
     "FrostlineError",
     "Frozen",
     "FrozenChangedError",
@@ -99,6 +112,7 @@ __all__ = [
     "Replay",
     "ReplayError",
     "ReplayStats",
+    "ReplayWarning",
     "Replayer",
     "ResumeReport",
     "Rule",
@@ -115,16 +129,19 @@ __all__ = [
     "first",
     "freeze",
     "freeze_rows",
+    "frost_line",
     "glob",
     "guard",
     "kind",
     "last",
     "load_optimizer_state",
+    "load_trained",
     "optimizer",
     "optimizer_state",
     "regex",
     "replay",
     "resume_freeze",
+    "save_trained",
     "schedules",
     "select",
     "sync",
@@ -134,6 +151,7 @@ __all__ = [
 
 _HOMES = {
     "frostline.check": ("Finding", "check"),
+    "frostline.checkpoint": ("Delta", "load_trained", "save_trained"),
     "frostline.freezer": ("Event", "Freezer"),
     "frostline.freezing": (
         "Frozen",
@@ -155,7 +173,15 @@ _HOMES = {
         "sync",
     ),
     "frostline.proof": ("fingerprint",),
-    "frostline.replay": ("Replay", "ReplayStats", "Replayer", "replay"),
+    "frostline.replay": (
+        "FrostLine",
+        "Replay",
+        "ReplayStats",
+        "Replayer",
+        "frost_line",
+        "replay",
+    ),
+    "frostline.replay.limits": ("ReplayWarning",),
     "frostline.selection.blocks": ("Blocks", "blocks"),
     "frostline.selection": (
         "Selection",

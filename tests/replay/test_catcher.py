@@ -129,17 +129,11 @@ def test_a_call_that_fails(parts: Parts, maker: Maker) -> None:
 
 
 def test_a_batch_that_fails(parts: Parts, maker: Maker) -> None:
-    catcher = Catcher(parts, maker)
-
-    def fails() -> None:
-        with catcher.open([]):
-            catcher.direct(maker)
-            raise KeyError
-
-    pytest.raises(KeyError, fails)
+    catcher, other = Catcher(parts, maker), Maker()
+    with pytest.raises(KeyError), catcher.open([]):  # noqa: PT012
+        catcher.direct(other)
+        raise KeyError
     assert covered(parts) == []
-    other = Maker()
-    catcher.direct(None)
     with catcher.open([]):
         parts(X)
     assert (maker.names, other.names) == ([""], [])

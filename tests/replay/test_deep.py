@@ -29,6 +29,21 @@ def times(number: float) -> Callable[[Any], Any]:
     return lambda x: x * number
 
 
+class Times:
+    def __init__(self, number: float) -> None:
+        self.number = number
+
+    def __call__(self, x: Any) -> Any:
+        return x * self.number
+
+
+class Slotted:
+    __slots__ = ("number",)
+
+    def __init__(self, number: float) -> None:
+        self.number = number
+
+
 def changed(value: Any, change: Callable[[Any], Any]) -> bool:
     before = deep_mark(value)
     assert before == deep_mark(value)
@@ -62,7 +77,12 @@ SEEN: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "three-deep": (lambda: {"a": [SimpleNamespace(k=1)]}, put("a", 0, "k")),
     "in-a-tuple": (lambda: (1, [2]), put(1, 0)),
     "set": (lambda: {1, 2}, lambda v: v.add(3)),
-    "bool-for-int": (lambda: [SimpleNamespace(), 1], put(0, to=1)),
+    "five-deep": (lambda: [[[[[1]]]]], put(0, 0, 0, 0, 0)),
+    "beyond-64": (lambda: [1] * 100, put(80)),
+    "appended-beyond-64": (lambda: [1] * 100, lambda v: v.append(1)),
+    "callable-object": (lambda: [Times(2)], lambda v: setattr(v[0], "number", 3)),
+    "object-with-slots": (lambda: [Slotted(2)], lambda v: setattr(v[0], "number", 3)),
+    "object-for-int": (lambda: [SimpleNamespace(), 1], put(0, to=1)),
     "array": (lambda: np.zeros(3), put(1)),
     "array-inside": (lambda: {"a": np.zeros(3)}, put("a", 1)),
     "array-with-strides": (lambda: np.zeros((3, 4))[:, ::2], put((1, 1))),
@@ -78,7 +98,6 @@ NOT_SEEN: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "equal-value": (lambda: {"a": [1]}, put("a", to=[1])),
     "gradient": (lambda: [torch.zeros(3)], lambda v: setattr(v[0], "grad", torch.ones(3))),
     "inside-a-module": (lambda: [nn.Dropout(0.1)], lambda v: setattr(v[0], "p", 0.2)),
-    "five-deep": (lambda: [[[[[1]]]]], put(0, 0, 0, 0, 0)),
 }
 
 
@@ -116,6 +135,9 @@ APART: dict[str, tuple[Any, Any]] = {
     "class-of-an-object": (nn.ReLU(), nn.Tanh()),
     "container": ([1], (1,)),
     "partial": (functools.partial(_double, 1), functools.partial(_double, 2)),
+    "callable-object": (Times(2), Times(3)),
+    "object-with-slots": (Slotted(2), Slotted(3)),
+    "default": (lambda x, k=2: x * k, lambda x, k=3: x * k),
     "constant-in-a-function": (lambda x: x * 2, lambda x: x * 3),
     "global-in-a-function": (lambda x: np.sin(x), lambda x: np.cos(x)),
 }

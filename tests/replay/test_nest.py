@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import OrderedDict, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ class Frozen:
 
 
 class Output(OrderedDict):
-    """As ``transformers.ModelOutput`` is: a dataclass and a mapping, a None is no key."""
+    """The base of ``transformers``' outputs: dataclass and mapping at once, a None is no key."""
 
     def __post_init__(self) -> None:
         for name in ("first", "second"):
@@ -45,9 +45,6 @@ class Output(OrderedDict):
 
     def __setitem__(self, key: str, value: Any) -> None:
         raise TypeError("it can't be written to")
-
-
-Output = dataclass(Output)  # type: ignore[misc]
 
 
 @dataclass
@@ -67,15 +64,6 @@ class ThreeOnly(tuple):
         if len(items) != 3:
             raise ValueError
         return super().__new__(cls, (items[0],))
-
-
-@dataclass
-class Forgets:
-    first: Any
-    kept: dict[str, Any] = field(default_factory=dict)
-
-    def __copy__(self) -> Forgets:
-        return Forgets(first=self.first)
 
 
 STRUCTURES = {
@@ -209,20 +197,16 @@ def test_what_is_never_looked_into(name: str) -> None:
 
 CANNOT = {
     "class-with-a-will": ThreeOnly([ONE, 1, 2]),
-    "copy-that-forgets": Forgets(first=ONE, kept={"x": TWO}),
     "object": SimpleNamespace(x=ONE),
+    "object-inside": [ONE, {"a": SimpleNamespace()}],
     "set": {1, 2},
+    "function": lambda: ONE,
 }
 
 
 @pytest.mark.parametrize("name", CANNOT)
 def test_what_cannot_be_made_anew(name: str) -> None:
-    value = CANNOT[name]
-    if name == "copy-that-forgets":
-        value.kept["late"] = 1
-        assert can_be_rebuilt(value)  # every field is written again
-    else:
-        assert not can_be_rebuilt(value)
+    assert not can_be_rebuilt(CANNOT[name])
 
 
 LEAVES = st.one_of(st.just("tensor"), st.integers(), st.none(), st.text(max_size=2))

@@ -69,7 +69,7 @@ def test_hooks_run_as_ever() -> None:
 def test_afterwards_all_is_as_before() -> None:
     net = model()
     before = [dict(vars(module)) for module in net.modules()]
-    with pytest.raises(KeyError), StandIns(Handler()) as stand_ins:
+    with pytest.raises(KeyError), StandIns(Handler()) as stand_ins:  # noqa: PT012
         stand_ins.cover(called_modules(net))
         raise KeyError
     assert [dict(vars(module)) for module in net.modules()] == before

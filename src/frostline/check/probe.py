@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from frostline.check.batch import call, default_loss, own_copy
 from frostline.check.blockers import early_blockers
 from frostline.check.recorder import Call, Recording, recording
-from frostline.proof.traceless import no_traces, same_bits
 from frostline.naming import Alias
 from frostline.nests import tensors_in
+from frostline.proof.traceless import no_traces, same_bits
 
 Parts = tuple[tuple[str, nn.Module, bool], ...]
 """(name, module, frozen) of every module to watch."""

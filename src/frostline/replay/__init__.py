@@ -1,6 +1,7 @@
 """Skip what is frozen: record at the frost line once, replay ever after."""
 
+from frostline.replay.frost_line import FrostLine, frost_line
 from frostline.replay.loop import Replay, replay
 from frostline.replay.replayer import Replayer, ReplayStats
 
-__all__ = ["Replay", "ReplayStats", "Replayer", "replay"]
+__all__ = ["FrostLine", "Replay", "ReplayStats", "Replayer", "frost_line", "replay"]

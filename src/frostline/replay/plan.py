@@ -66,7 +66,7 @@ class Station:
         form = digest_of(key, self.order, self.name, self.layouts, self.planned.kept)
         if self.cut_results:
             size = sum(self.layouts[p].record_bytes for p in self.cut_results)
-            self.shelf = store.shelf(form.hex(), size)
+            self.shelf = store.shelf(form.hex(), size, note=str(self.planned.call.place))
         elif self.order == 0:
             # The first call decides whether a pass is replayed: a mark that its samples are known.
             self.shelf = store.shelf(form.hex(), 1)
