@@ -64,6 +64,11 @@ class Result:
     keeps: bool
 
     @property
+    def best(self) -> float:
+        """The median time, with replay or without, whichever is less."""
+        return min(t.middle for t in (self.time, self.time_replayed) if t is not None)
+
+    @property
     def is_aim(self) -> bool:
         """Whether the aim is about this way."""
         return self.way.partition(" ")[0] in AIMED_AT
@@ -175,6 +180,8 @@ def print_statements(found: Sequence[Result]) -> None:
         ("Less accurate than the worst seed of full training", lambda r: not r.keeps),
         ("Nothing froze", lambda r: r.frozen == 0),
     )
+    quickest = min((r for r in found if r.keeps and r.way != AGAIN), key=lambda r: r.best)
+    print(f"- The least time at full accuracy: {quickest.way}, {quickest.best:.2f}.")
     for words, holds in lists:
         print(f"- {words}: {_names([r for r in schedules if holds(r)]) or 'none'}.")
     same, pairs = (sum(r.same_bits[at] for r in found) for at in (0, 1))

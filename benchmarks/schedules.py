@@ -43,8 +43,8 @@ ABOUT = (
     " the mean of two full trainings with the same seed; 'again' is the second of them and shows"
     " how much two equal things differ here. Less full: accuracy less that of full training with"
     " the same seed. Frozen: share of the parameters, averaged over the steps. Replayed: share of"
-    " the steps. As accurate: the median is not below the worst seed of full training. Options are"
-    " the defaults unless named."
+    " the steps. Accuracy is on 225 scans or 960 snippets. As accurate: the median is not below the"
+    " worst seed of full training. Options are the defaults unless named."
 )
 
 

@@ -190,7 +190,7 @@ def test_one_unit_in_the_last_place_is_exit_code_1(capsys, model, freeze, name, 
         pytest.param("--resume x empty.yaml", "takes no other option but", id="resume-file"),
         pytest.param("--out empty.yaml", "empty.yaml: a file is in the way", id="out"),
         pytest.param("--replay empty.yaml", "--replay: .*empty.yaml", id="replay"),
-        pytest.param("--schedule x", "No such option", id="no-such-flag"),
+        pytest.param("--schedul x", "No such option", id="no-such-flag"),
     ],
 )
 def test_a_wrong_call_is_one_line_and_leaves_nothing(capsys, arguments, message):

@@ -18,6 +18,7 @@ from frostline.finetune.result import (
     ReplayReport,
     Result,
     Savings,
+    ScheduleReport,
     Trained,
 )
 from frostline.proof import Change
@@ -84,6 +85,24 @@ def test_the_view_of_a_proof_that_failed():
     text = " ".join(shown(failed).split())
     assert "proof FAILED: 1 of 24 frozen tensors (12 parameters, 12 buffers) changed" in text
     assert "one step" not in text
+
+
+@pytest.mark.parametrize(
+    ("share", "line"),
+    [
+        pytest.param(1.0, "holds: what thawed had not changed by then, and nothing", id="thawed"),
+        pytest.param(0.0, "holds: nothing was to be proved, and nothing is frozen", id="never"),
+    ],
+)
+def test_the_view_of_a_schedule_that_ends_with_nothing_frozen(share, line):
+    report = ScheduleReport(
+        name="lpft", transitions=1, places=("stem", "head"), frozen=((share, 0.0), (0.0, 0.0))
+    )
+    proof = replace(RESULT.proof, parameters=0, buffers=0)
+    text = shown(replace(RESULT, schedule=report, proof=proof, saved=None))
+    assert line in " ".join(text.split())
+    assert "schedule lpft: 1 transition in 2 epochs" in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_paths_are_neither_markup_nor_broken():

@@ -48,6 +48,7 @@ FORMS: dict[str, tuple[Callable[[], Tensor], int | None]] = {
     "complex": (lambda: numbers(SAMPLES, 3, dtype=torch.complex64), 0),
     "conjugate": (lambda: numbers(SAMPLES, 3, dtype=torch.complex64).conj(), 0),
     "negated": (lambda: numbers(SAMPLES, 3, dtype=torch.complex64).conj().imag, 0),
+    "negated-contiguous": (lambda: torch._neg_view(numbers(SAMPLES, 3)), 0),
     "bfloat16": (lambda: numbers(SAMPLES, 3, dtype=torch.bfloat16), 0),
     "float16": (lambda: numbers(SAMPLES, 3, dtype=torch.float16), 0),
     "float8": (lambda: numbers(SAMPLES, 3, dtype=torch.float8_e4m3fn), 0),

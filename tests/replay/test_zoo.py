@@ -72,7 +72,8 @@ def test_replay_is_identical_or_says_why_not(
     verdict = verdicts[name].result()
     assert verdict.ruling in _BY_NAME[name].expects, verdict
     assert verdict.ruling == "identical" or verdict.why, verdict
-    assert not verdict.warned
+    # What was written past autograd is told of, and may be.
+    assert not [w for w in verdict.warned if "was rewritten since the last round" not in w]
 
 
 def test_nearly_all_models_of_every_day_replay_with_the_same_bits(

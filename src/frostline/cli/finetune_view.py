@@ -118,6 +118,10 @@ def _accuracy(result: Result) -> Text:
 def _proof(result: Result) -> Text:
     proof = result.proof
     count = f"{proof.parameters} parameters, {proof.buffers} buffers"
+    if result.schedule and proof.ok and not proof.tensors:
+        ever = any(any(row) for row in result.schedule.frozen)
+        what = "what thawed had not changed by then" if ever else "nothing was to be proved"
+        return Text.assemble(("holds", "bold green"), f": {what}, and nothing is frozen at the end")
     if proof.ok:
         return Text.assemble(
             ("holds", "bold green"),

@@ -108,7 +108,7 @@ def _write_new(path: Path, text: str) -> None:
 
 def _summary(method: type) -> str:
     """The first sentence of its docstring."""
-    return (method.__doc__ or "").strip().splitlines()[0]
+    return (method.__doc__ or "").strip().splitlines()[0].replace("`", "")
 
 
 def _options(plain: dict[str, object]) -> dict[str, object]:

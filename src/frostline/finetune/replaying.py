@@ -122,15 +122,19 @@ class Replaying:
         stats = [replayer.stats for replayer in replayers]
         replayed = sum(each.replayed for each in stats)
         declined = next((r.declined for r in replayers if r.declined is not None), None)
+        recorded = sum(each.recorded for each in stats)
+        why_not = declined or "no scan came twice"
+        if recorded and len(self._looks) > 1:  # not what holds at the end, as all may train then
+            why_not = "what was frozen changed before a scan came twice"
         return ReplayReport(
             place=str(self._place),
-            recorded=sum(each.recorded for each in stats),
+            recorded=recorded,
             replayed=replayed,
             plain=sum(each.plain for each in stats),
             skipped_share=self._skipped_share() if replayed else 0.0,
             kept_bytes=self._store.nbytes,
             saved_seconds=self._saved_seconds() if replayed else 0.0,
-            why_not=None if replayed else declined or "no scan came twice",
+            why_not=None if replayed else why_not,
         )
 
     def close(self) -> None:

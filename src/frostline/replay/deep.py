@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from types import BuiltinFunctionType, FunctionType, MethodType
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from frostline.proof import fingerprint
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
-_DEEPEST = 3
-_MOST_ITEMS = 64
+_DEEPEST = 6
+_MOST_ITEMS = 4096
 # What a model says of its head and its past, and what another head changes.
 _NOT_OF_THE_FROZEN_PART = frozenset(
     {"id2label", "label2id", "problem_type", "architectures", "_name_or_path", "name_or_path"}
@@ -57,10 +58,7 @@ def lasting_mark(value: Any, depth: int = 0) -> Any:
         content = xxhash.xxh3_64_intdigest(np.ascontiguousarray(value).tobytes())
         return str(value.dtype), value.shape, content
     if isinstance(value, _FUNCTIONS):
-        code = getattr(value, "__code__", None)
-        cells = [c.cell_contents for c in getattr(value, "__closure__", None) or ()]
-        inside = [lasting_mark(cell, depth + 1) for cell in cells] if depth <= _DEEPEST else []
-        return value.__module__, value.__qualname__, code.co_code if code else b"", inside
+        return value.__module__, value.__qualname__, _code_of(value, depth)
     items = None if depth > _DEEPEST else _items(value)
     if items is None:
         return type(value).__module__, type(value).__qualname__
@@ -71,6 +69,21 @@ def lasting_mark(value: Any, depth: int = 0) -> Any:
     ]
 
 
+def _code_of(function: Any, depth: int) -> Any:
+    """What a function does, as far as its code, constants, defaults and closure tell."""
+    code = getattr(function, "__code__", None)
+    if code is None or depth > _DEEPEST:
+        return None
+    cells = [
+        lasting_mark(cell.cell_contents, depth + 1)
+        for cell in function.__closure__ or ()
+        if cell != CellType()
+    ]
+    defaults = lasting_mark([function.__defaults__, function.__kwdefaults__], depth + 1)
+    constants = [c if not isinstance(c, CodeType) else c.co_code for c in code.co_consts]
+    return code.co_code, code.co_names, repr(constants), defaults, cells
+
+
 def _items(value: Any) -> list[tuple[Any, Any]] | None:
     """What a container or a plain object holds; None for what is not looked into."""
     if isinstance(value, Mapping):
@@ -79,7 +92,14 @@ def _items(value: Any) -> list[tuple[Any, Any]] | None:
         return list(enumerate(value[:_MOST_ITEMS]))
     if isinstance(value, set | frozenset):
         return [(None, held) for held in sorted(value, key=repr)][:_MOST_ITEMS]
-    if isinstance(value, nn.Module | type) or callable(value):
+    if isinstance(value, (nn.Module, type, *_FUNCTIONS)):
         return None
-    held = getattr(value, "__dict__", None)
+    if isinstance(value, functools.partial):
+        return [("func", value.func), ("args", value.args), ("keywords", value.keywords)]
+    held = dict(getattr(value, "__dict__", None) or {})
+    for kind in type(value).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(value, name):
+                held[name] = getattr(value, name)
     return list(held.items())[:_MOST_ITEMS] if held else None

@@ -159,9 +159,13 @@ class KindTable:
 
     # Weights.
 
-    def rewritten(self) -> str | None:
-        """The name of a tensor whose content changed since its values were recorded."""
-        names = (kind.rewritten(quick=False) for kind in self.kinds)
+    def rewritten(self, *, quick: bool = False) -> str | None:
+        """The name of a tensor whose content changed since its values were recorded.
+
+        Args:
+            quick: whether content is looked at only where a tensor's version has moved.
+        """
+        names = (kind.rewritten(quick=quick) for kind in self.kinds)
         return next((name for name in names if name is not None), None)
 
     def forget(self, rewritten: str) -> None:

@@ -22,6 +22,7 @@ from frostline.replay.store import Store
 from frostline.replay.watch import OF_EVERY_MODULE
 from frostline.replay.weights import Weights
 
+SEAL = digest_of("seal")
 ROUNDS = 32
 """Cuts that are tried for one kind of pass before it is given up."""
 
@@ -37,6 +38,7 @@ class Kind:
         weights: the tensors on which the recorded values depend.
         why: why it is not replayed.
         recent: recorded passes of which no mixture has been tried.
+        is_of_earlier_run: whether the store has records that an earlier run has proven.
         can_be_mixed: whether mixtures of batches can be computed.
         known: samples that were recorded.
         groupings: batches that were recorded.
@@ -57,6 +59,7 @@ class Kind:
     why: str | None = None
     recent: list[Recorded] = field(default_factory=list)
     can_be_mixed: bool = True
+    is_of_earlier_run: bool = False
     known: set[int] = field(default_factory=set)
     groupings: set[tuple[int, ...]] = field(default_factory=set)
     has_output_proof: bool = False
@@ -157,6 +160,8 @@ def plan_kind(kind: Kind, call: TopLevel, samples: int, store: Store) -> None:
             continue
         for station in plan.stations:
             station.open(store, key)
+        if plan.seal(store).find([SEAL])[0] >= 0:
+            plan.proofs, kind.is_of_earlier_run = 1, True
         kind.plan = plan
         return
     kind.why = kind.why or "no cut was found that holds"

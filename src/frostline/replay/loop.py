@@ -166,6 +166,11 @@ class Replay:
         self._loader = loader
         return True
 
+    @property
+    def not_skipping(self) -> str | None:
+        """Why every batch is loaded in full although ``inputs="skip"`` was asked for, or None."""
+        return (self._why_not or self._memory.refused) if self._skips else None
+
     def __len__(self) -> int:
         return len(self._indexed)
 

@@ -68,7 +68,10 @@ class Making:
         is_known = kind.known.issuperset(ids)
         is_proven = plan.proofs > 0 or (kind.has_output_proof and ids in kind.groupings)
         is_due = is_reloaded or self._audits.is_due(kind.replayed + 1)
-        if is_known and (is_due or not is_proven):
+        # Of an earlier run's proof only the values are certain, not what this loop does with them.
+        is_first = is_proven and not kind.known and not kind.has_output_proof
+        may_be_known = is_known or kind.is_of_earlier_run
+        if is_first or (is_due and may_be_known) or (is_known and not is_proven):
             return self._compared(kind, plan, call, ids, is_reloaded=is_reloaded)
         if not is_proven:
             return self._recorded(kind, plan, call, ids)
@@ -140,6 +143,7 @@ class Making:
             self.has_changed |= was_known
         else:
             frame.commit()
+            kind.known.update(ids)
             kind.remember(ids, frame.keys)
             self._count_replay(kind)
         return output
@@ -162,7 +166,7 @@ class Making:
         try:
             replayed, _ = try_frame(plan, call, ids, "try", self._catcher)
         except Irregular:
-            self.has_changed = True
+            self.has_changed |= kind.known.issuperset(ids)
             if is_reloaded and self._without_inputs:
                 raise ReplayError(
                     "an audit found that the data set does not give a sample as it did when it was"
@@ -180,6 +184,8 @@ class Making:
         if differing is None and verdict.holds:
             kind.has_output_proof = True
             plan.proofs += ids not in kind.groupings
+            kind.known.update(ids)
+            kind.remember(ids, frame.keys)
             self._count_replay(kind)
             return output
         rewritten = self._table.rewritten()

@@ -159,12 +159,14 @@ class Passes:
 
     def _forget_rewritten(self) -> None:
         """Once a round through the data: contents, which versions do not always tell."""
-        name, replayed = self.table.rewritten(), self._making.since_check
-        self._making.since_check = 0
+        replayed, self._making.since_check = self._making.since_check, 0
+        told = self.table.rewritten(quick=True)
+        name = told or self.table.rewritten()
         if name is None:
             return
         self.table.forget(name)
-        if replayed:
+        # What versions tell is seen before the next replay; the rest only now.
+        if replayed and told is None:
             warnings.warn(
                 f"the frozen tensor {name!r} was rewritten since the last round; up to {replayed}"
                 " batches may have been replayed with what its old values had given",
@@ -200,19 +202,21 @@ class Passes:
             model=self._model, name=name, module=module, forward=forward, args=args, kwargs=kwargs
         )
         self._look()
+        if self.table.unsuitable is not None:
+            return call.run()
         is_of_batch = self._fields.are_in(call)
-        if self.table.unsuitable is not None or (name in self._strict and not is_of_batch):
-            return call.run()  # another batch's: an evaluation, or a second loader's
+        if not is_of_batch and any(other.are_in(call) for other in self._open):
+            return call.run()  # of a batch that is open beside this one
+        if name in self._strict and not is_of_batch:
+            return call.run()  # another batch's: an evaluation
+        lacks = self._fields.is_lacking(call)
         if is_of_batch:
             self._strict.add(name)
-        elif any(other.are_in(call) for other in self._open):
-            return call.run()  # of a batch that is open beside this one
-        output = self._made(call)
+        output = self._made(call, lacks=lacks)
         self._fields.note_output(output)
         return output
 
-    def _made(self, call: TopLevel) -> Any:
-        lacks = self._fields.is_lacking(call)
+    def _made(self, call: TopLevel, *, lacks: bool) -> Any:
         if self.table.given_up is not None or not self._is_regular_size():
             return self._making.plainly(self._fields.with_content(call) if lacks else call)
         return self._without_inputs(call) if lacks else self._with_inputs(call)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 
+import torch
+
 from frostline.replay.catcher import Catcher
-from frostline.replay.kinds import ROUNDS, Kind, plan_kind
+from frostline.replay.kinds import ROUNDS, SEAL, Kind, plan_kind
 from frostline.replay.regroup import mixed, prove, shifts
 from frostline.replay.runner import try_frame
 from frostline.replay.store import Store
@@ -35,6 +37,7 @@ def prove_by_mixtures(kind: Kind, samples: int, store: Store, catcher: Catcher) 
             return
         if verdict.holds:
             kind.plan.proofs += 1
+            kind.plan.seal(store).add([SEAL], torch.ones(1, 1, dtype=torch.uint8))
             waiting = waiting[1:]
             if time.perf_counter() - start > (_SECONDS if samples % 16 else _SECONDS / 8):
                 return

@@ -28,9 +28,12 @@ class StandIn:
         self._handle = handle
         self._before = vars(module).get("forward")
         self._forward = module.forward
+        self._is_closed = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Have the call made."""
+        if self._is_closed:  # somebody who stands above still leads here
+            return self._forward(*args, **kwargs)
         return self._handle(self._name, self._module, self._forward, args, kwargs)
 
     @staticmethod
@@ -41,13 +44,17 @@ class StandIn:
         return forward
 
     def put_back(self) -> None:
-        """Leave the module as it was."""
+        """Leave the module as it was; those that stand above may be put back later."""
+        self._is_closed = True
         if vars(self._module).get("forward") is not self:
             return  # somebody else replaced it meanwhile, and has the last word
-        if self._before is None:
+        before = self._before
+        while isinstance(before, StandIn) and before._is_closed:
+            before = before._before
+        if before is None:
             del self._module.forward
         else:
-            self._module.forward = self._before
+            self._module.forward = before
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         # The copy of the module is in the memo by now: its attributes are being copied.

@@ -66,10 +66,8 @@ def _register_bytes() -> int:
 def _try_out(func: Any, first: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Compute the same elements in many orders, in memory of the same form."""
     generator = torch.Generator().manual_seed(0)
-    values = torch.randn(first.numel(), generator=generator).to(first.dtype) * 2
 
-    def run(order: Tensor | None) -> Tensor:
-        given = values if order is None else values[order]
+    def run(given: Tensor) -> Tensor:
         laid = torch.empty_strided(first.shape, first.stride(), dtype=first.dtype)
         laid.copy_(given.view(first.shape))
         alike = [
@@ -79,12 +77,13 @@ def _try_out(func: Any, first: Tensor, args: tuple[Any, ...], kwargs: dict[str, 
         return torch.as_tensor(func(laid, *alike, **kwargs)).reshape(-1)
 
     try:
-        usual = run(None)
-        if usual.numel() != values.numel():
-            return False  # broadcast against something larger: exact arithmetic, as a rule
         for _ in range(_ORDERS):
+            values = torch.randn(first.numel(), generator=generator).to(first.dtype) * 2
             order = torch.randperm(values.numel(), generator=generator)
-            if not torch.equal(run(order).nan_to_num(), usual[order].nan_to_num()):
+            usual, moved = run(values), run(values[order])
+            if usual.numel() != values.numel():
+                return False  # broadcast against something larger: exact arithmetic, as a rule
+            if not torch.equal(moved.nan_to_num(), usual[order].nan_to_num()):
                 return True
     except (RuntimeError, TypeError, IndexError):
         return True  # it can't be tried: take it for sensitive

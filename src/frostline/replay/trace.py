@@ -156,7 +156,7 @@ class _Tracer:
         finally:
             self.is_paused = before
 
-    def _randomness(self) -> bytes:
+    def _randomness(self) -> tuple[Any, ...]:
         return _python_randomness(self._generators)
 
     def before_operation(self, func: Any, args: Any, kwargs: Any) -> None:
@@ -284,10 +284,12 @@ def _position(tensor: Tensor, given: list[Tensor]) -> int | None:
     return None
 
 
-def _python_randomness(own: list[Any]) -> bytes:
+def _python_randomness(own: list[Any]) -> tuple[Any, ...]:
     """The state of Python's and NumPy's generators, and of those that the model has."""
-    states = [generator_state(generator) for generator in own]
-    return pickle.dumps((random.getstate(), np.random.get_state(), states))
+    numpy_state = np.random.get_state(legacy=False)
+    where = numpy_state["state"]
+    states = pickle.dumps([generator_state(generator) for generator in own]) if own else b""
+    return random.getstate(), where["key"].tobytes(), where["pos"], numpy_state["gauss"], states
 
 
 def _torch_randomness(given: Any) -> list[Tensor]:

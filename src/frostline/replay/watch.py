@@ -86,6 +86,7 @@ def look(model: nn.Module) -> State:
             if parameter is not None:
                 tensors.append((id(parameter), parameter.requires_grad))
         owner = id(module)
+        settings += [Setting(owner, key, id(value)) for key, value in held["_buffers"].items()]
         for key, value in held.items():
             if key in _NOT_LOOKED_AT:
                 continue
@@ -172,7 +173,7 @@ class _Slots:
         self._seen: set[int] = set()
         for module in self._modules:
             held = vars(module)
-            for part in (held["_modules"], held["_parameters"]):
+            for part in (held["_modules"], held["_parameters"], held["_buffers"]):
                 self._places += [(part, key) for key in part]
             for hooks in (module._forward_hooks, module._forward_pre_hooks):
                 self._places += [(cast("dict[str, Any]", hooks), cast(str, key)) for key in hooks]
