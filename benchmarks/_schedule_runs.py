@@ -58,7 +58,8 @@ def _halves(task: Task, seed: int) -> schedules.Explicit:
     )
 
 
-# Options other than the defaults were chosen beforehand, from the methods' cards.
+# Options other than the defaults are from the methods' cards; Plasticity's period, the learning
+# rates and the networks were settled in trial runs on the same tasks.
 WAYS = (
     Way(name=FULL),
     Way(name=AGAIN),
