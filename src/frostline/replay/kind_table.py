@@ -98,6 +98,10 @@ class KindTable:
         self.given_up = None
         return True
 
+    def is_compiled(self) -> bool:
+        """Whether a module has been compiled in place; its calls must not be caught then."""
+        return any("_compiled_call_impl" in vars(module) for module in self._model.modules())
+
     def known(self, call: TopLevel) -> Kind | None:
         """The kind of a call, if it has been seen."""
         return self._kinds.get(key_of(call, self._number))

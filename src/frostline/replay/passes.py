@@ -122,7 +122,8 @@ class Passes:
             self._round.clear()
             self._forget_rewritten()
         self._round.update(ids)
-        self._look()
+        if not self.table.plans or self.table.is_compiled():
+            self._look()  # else the first call does: before it nothing needs to be known
         if self.table.unsuitable is not None:
             yield
             return
