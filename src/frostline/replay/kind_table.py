@@ -100,7 +100,7 @@ class KindTable:
 
     def is_compiled(self) -> bool:
         """Whether a module has been compiled in place; its calls must not be caught then."""
-        return any("_compiled_call_impl" in vars(module) for module in self._model.modules())
+        return self._watch is None or self._watch.has_attribute("_compiled_call_impl")
 
     def known(self, call: TopLevel) -> Kind | None:
         """The kind of a call, if it has been seen."""

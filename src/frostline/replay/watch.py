@@ -143,6 +143,10 @@ class Watch:
             self._state = self._look()
         return self._state
 
+    def has_attribute(self, name: str) -> bool:
+        """Whether any module has an attribute of its own; quick."""
+        return self._slots.has_attribute(name)
+
     def ignore(self, setting: Setting) -> None:
         """Look at this no more: it changes by itself, and nothing depends on it."""
         self._ignored.add((setting.owner, setting.name))
@@ -195,6 +199,10 @@ class _Slots:
             and self._count() == self._sizes
             and all(_mark(value) == mark for value, mark in self._mutable)
         )
+
+    def has_attribute(self, name: str) -> bool:
+        """Whether any of the modules has an attribute of its own."""
+        return any(name in held for _, held in self._held)
 
     def _count(self) -> list[Any]:
         """Sizes of all the places, classes, and forwards that are not the classes' own."""
