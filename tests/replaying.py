@@ -223,3 +223,25 @@ def counted(*modules: nn.Module) -> Iterator[list[int]]:
     finally:
         for kind, original in kinds.items():
             kind.forward = original  # type: ignore[method-assign]
+
+
+def shuffled(size: int = 40, **options: Any) -> DataLoader[Any]:
+    """Pairs in batches of 8, in another order each epoch."""
+    return DataLoader(Pairs(size), **{"batch_size": 8, "shuffle": True, **options})
+
+
+def two() -> Net:
+    """A net of which the last two blocks and the head train."""
+    return net(LAST_TWO)
+
+
+def with_loss(loss_of: Callable[[Any, Any], Tensor], epochs: int = 3) -> Any:
+    return lambda *given: steps(*given, loss_of=loss_of, epochs=epochs)
+
+
+def step(model: nn.Module, optimizer: Any, batch: Any) -> Tensor:
+    optimizer.zero_grad()
+    loss = cross_entropy(model, batch)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()

@@ -18,35 +18,16 @@ from replaying import (
     both,
     cross_entropy,
     freeze,
-    net,
     run,
-    steps,
+    shuffled,
+    step,
+    two,
+    with_loss,
 )
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
-
-
-def _shuffled(size: int = 40, **options: Any) -> DataLoader[Any]:
-    return DataLoader(Pairs(size), **{"batch_size": 8, "shuffle": True, **options})
-
-
-def _two() -> Net:
-    return net(LAST_TWO)
-
-
-def _with_loss(loss_of: Callable[[Any, Any], Tensor], epochs: int = 3) -> Any:
-    return lambda *given: steps(*given, loss_of=loss_of, epochs=epochs)
-
-
-def _step(model: nn.Module, optimizer: Any, batch: Any) -> Tensor:
-    optimizer.zero_grad()
-    loss = cross_entropy(model, batch)
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
-
 
 # Losses: how the loop calls the model.
 
@@ -106,19 +87,19 @@ _LOSSES: dict[str, tuple[Callable[[Any, Any], Tensor], tuple[int, int, int]]] = 
 @pytest.mark.parametrize("name", _LOSSES)
 def test_losses(name: str, once: bool) -> None:
     loss_of, counts = _LOSSES[name]
-    done = both(_two, _shuffled, _with_loss(loss_of), once=once)
+    done = both(two, shuffled, with_loss(loss_of), once=once)
     assert done.replayer.declined is None
     assert done.counts == counts
 
 
 def test_changed_inputs_are_not_taken_for_the_batch() -> None:
-    done = both(_two, _shuffled, _with_loss(_changed_and_not))
+    done = both(two, shuffled, with_loss(_changed_and_not))
     assert done.replayer.declined is None
     assert done.counts[1] >= 10
 
 
 def test_parts_called_one_by_one_are_replayed() -> None:
-    done = both(_two, _shuffled, _with_loss(_by_parts))
+    done = both(two, shuffled, with_loss(_by_parts))
     # Two frozen blocks, each a call of its own; two live blocks and the head in each step.
     assert done.counts == (10, 20, 45)
     assert done.replayer.declined is None
@@ -148,7 +129,7 @@ def _looking_elsewhere(
     for _ in range(3):
         model.train()
         for number, batch in enumerate(batches(loader)):
-            yield _step(model, optimizer, batch)
+            yield step(model, optimizer, batch)
             if number == 2:
                 model.eval()
                 with torch.no_grad():
@@ -174,7 +155,7 @@ def _evaluating(*, wrapped: bool, inside: bool) -> Any:
         for _ in range(4):
             model.train()
             for number, batch in enumerate(batches(loader)):
-                yield _step(model, optimizer, batch)
+                yield step(model, optimizer, batch)
                 if inside and number == 2:
                     yield from evaluated()
             if not inside:
@@ -187,7 +168,7 @@ def _toggling(model: nn.Module, optimizer: Any, loader: Any, batches: Any) -> It
     for _ in range(6):
         for number, batch in enumerate(batches(loader)):
             model.train(number % 3 != 0)
-            yield _step(model, optimizer, batch)
+            yield step(model, optimizer, batch)
 
 
 def _breaking(model: nn.Module, optimizer: Any, loader: Any, batches: Any) -> Iterator[Tensor]:
@@ -196,7 +177,7 @@ def _breaking(model: nn.Module, optimizer: Any, loader: Any, batches: Any) -> It
         for number, batch in enumerate(batches(loader)):
             if number == 3 and epoch < 3:
                 break
-            yield _step(model, optimizer, batch)
+            yield step(model, optimizer, batch)
 
 
 def _failing_in_the_body(
@@ -226,7 +207,7 @@ def _failing_in_the_model(
             if number % 2:
                 with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
                     model(batch[0][:, :5])
-            yield _step(model, optimizer, batch)
+            yield step(model, optimizer, batch)
 
 
 def _seeding(model: nn.Module, optimizer: Any, loader: Any, batches: Any) -> Iterator[Tensor]:
@@ -235,7 +216,7 @@ def _seeding(model: nn.Module, optimizer: Any, loader: Any, batches: Any) -> Ite
         torch.manual_seed(100 + epoch)
         for batch in batches(loader):
             yield torch.rand(2)
-            yield _step(model, optimizer, batch)
+            yield step(model, optimizer, batch)
             yield torch.rand(2)
 
 
@@ -244,7 +225,7 @@ def _copying(model: nn.Module, optimizer: Any, loader: Any, batches: Any) -> Ite
         model.train()
         for batch in batches(loader):
             before = dict.fromkeys(model.state_dict())
-            yield _step(model, optimizer, batch)
+            yield step(model, optimizer, batch)
             file = io.BytesIO()
             torch.save(model, file)
             file.seek(0)
@@ -284,7 +265,7 @@ def _clearing(model: nn.Module, optimizer: Any, loader: Any, batches: Any) -> It
         model.train()
         for x, y in batches(loader):
             given = x.clone()
-            yield _step(model, optimizer, (given, y))
+            yield step(model, optimizer, (given, y))
             given.fill_(9)
 
 
@@ -308,7 +289,7 @@ _LOOPS: dict[str, tuple[Any, tuple[int, int, int] | None]] = {
 @pytest.mark.parametrize("name", _LOOPS)
 def test_loops(name: str, once: bool) -> None:
     loop, counts = _LOOPS[name]
-    done = both(_two, _shuffled, loop, once=once)
+    done = both(two, shuffled, loop, once=once)
     assert done.replayer.declined is None
     assert done.counts[1] >= 5
     if counts is not None:
@@ -317,25 +298,25 @@ def test_loops(name: str, once: bool) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_breaking_leaves_workers_in_order(workers: int) -> None:
-    done = both(_two, lambda: _shuffled(num_workers=workers), _breaking)
+    done = both(two, lambda: shuffled(num_workers=workers), _breaking)
     assert done.counts[1] >= 5
 
 
 def test_evaluation_loaders_are_replayed_on_their_own() -> None:
-    done = both(_two, _shuffled, _evaluating(wrapped=True, inside=False))
+    done = both(two, shuffled, _evaluating(wrapped=True, inside=False))
     training, evaluation = (replay.replayer.stats for replay in done.replays)
     assert (training.recorded, training.replayed, training.plain) == (5, 15, 0)
     assert (evaluation.recorded, evaluation.replayed, evaluation.plain) == (10, 30, 0)
 
 
 def test_other_data_in_the_middle_of_an_epoch_are_computed() -> None:
-    done = both(_two, _shuffled, _looking_elsewhere)
+    done = both(two, shuffled, _looking_elsewhere)
     assert done.replayer.declined is None
     assert done.counts[1] == 10
 
 
 def test_an_evaluation_in_the_middle_of_an_epoch_is_no_augmentation() -> None:
-    done = both(_two, _shuffled, _evaluating(wrapped=False, inside=True))
+    done = both(two, shuffled, _evaluating(wrapped=False, inside=True))
     assert done.replayer.declined is None
     assert done.counts[1] == 15
 
@@ -351,13 +332,13 @@ def test_an_evaluation_in_the_middle_of_an_epoch_is_not_kept() -> None:
                 kept.append(batches(loader).replayer.stats.bytes)
             yield loss
 
-    run(_two, _shuffled, loop, replayed=True)
+    run(two, shuffled, loop, replayed=True)
     assert kept[1] == kept[3]
 
 
 @pytest.mark.parametrize("inputs", ["load", "skip"])
 def test_a_replayed_evaluation_inside_an_open_batch(inputs: str) -> None:
-    done = both(_two, _shuffled, _evaluating(wrapped=True, inside=True), inputs=inputs)
+    done = both(two, shuffled, _evaluating(wrapped=True, inside=True), inputs=inputs)
     assert done.counts[1] >= 10
 
 
@@ -390,5 +371,5 @@ def test_gradient_checkpointing(first: int, reentrant: bool) -> None:
         freeze(model, LAST_TWO)
         return model
 
-    done = both(make, _shuffled)
+    done = both(make, shuffled)
     assert done.counts == (5, 10, 0)

@@ -14,36 +14,16 @@ from replaying import (
     WIDTH,
     Block,
     Net,
-    Pairs,
     both,
     cross_entropy,
     freeze,
-    net,
-    steps,
+    shuffled,
+    two,
+    with_loss,
 )
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
-
-
-def _shuffled(size: int = 40, **options: Any) -> DataLoader[Any]:
-    return DataLoader(Pairs(size), **{"batch_size": 8, "shuffle": True, **options})
-
-
-def _two() -> Net:
-    return net(LAST_TWO)
-
-
-def _with_loss(loss_of: Callable[[Any, Any], Tensor], epochs: int = 3) -> Any:
-    return lambda *given: steps(*given, loss_of=loss_of, epochs=epochs)
-
-
-def _step(model: nn.Module, optimizer: Any, batch: Any) -> Tensor:
-    optimizer.zero_grad()
-    loss = cross_entropy(model, batch)
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
 
 
 @dataclasses.dataclass
@@ -81,9 +61,9 @@ _BATCHES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], tuple[Tensor, Te
 def test_batches(name: str, inputs: str) -> None:
     collate, open_batch = _BATCHES[name]
     done = both(
-        _two,
-        lambda: _shuffled(collate_fn=collate),
-        _with_loss(lambda model, batch: cross_entropy(model, open_batch(batch))),
+        two,
+        lambda: shuffled(collate_fn=collate),
+        with_loss(lambda model, batch: cross_entropy(model, open_batch(batch))),
         inputs=inputs,
     )
     assert done.counts == (5, 10, 0)
@@ -108,8 +88,8 @@ def test_a_dataclass_as_the_model_takes_it() -> None:
 
     done = both(
         make,
-        lambda: _shuffled(collate_fn=lambda items: _Record(*_stacked(items))),
-        _with_loss(loss_of),
+        lambda: shuffled(collate_fn=lambda items: _Record(*_stacked(items))),
+        with_loss(loss_of),
     )
     assert done.counts == (5, 10, 0)
 
@@ -162,7 +142,7 @@ def test_padding_that_differs_from_batch_to_batch(inputs: str) -> None:
     done = both(
         make,
         lambda: DataLoader(_Sentences(), batch_size=4, shuffle=True, collate_fn=_padded),
-        _with_loss(cross_entropy, epochs=8),
+        with_loss(cross_entropy, epochs=8),
         inputs=inputs,
     )
     assert done.replayer.declined is None

@@ -3,45 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from replaying import (
     HEAD,
-    LAST_TWO,
-    Net,
     Pairs,
     both,
     cross_entropy,
     net,
-    steps,
+    shuffled,
+    step,
+    two,
 )
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import frostline as fl
-
-
-def _shuffled(size: int = 40, **options: Any) -> DataLoader[Any]:
-    return DataLoader(Pairs(size), **{"batch_size": 8, "shuffle": True, **options})
-
-
-def _two() -> Net:
-    return net(LAST_TWO)
-
-
-def _with_loss(loss_of: Callable[[Any, Any], Tensor], epochs: int = 3) -> Any:
-    return lambda *given: steps(*given, loss_of=loss_of, epochs=epochs)
-
-
-def _step(model: nn.Module, optimizer: Any, batch: Any) -> Tensor:
-    optimizer.zero_grad()
-    loss = cross_entropy(model, batch)
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
 
 
 def _second(seed: int | None) -> DataLoader[Any]:
@@ -55,11 +35,11 @@ def _alternating(model: nn.Module, optimizer: Any, loader: Any, batches: Any) ->
         model.train()
         for given in (loader, other):
             for batch in batches(given):
-                yield _step(model, optimizer, batch)
+                yield step(model, optimizer, batch)
 
 
 def test_two_loaders_in_turn() -> None:
-    done = both(_two, _shuffled, _alternating)
+    done = both(two, shuffled, _alternating)
     assert [r.replayer.stats.replayed for r in done.replays] == [15, 15]
     assert [r.replayer.stats.recorded for r in done.replays] == [5, 5]
 
@@ -70,9 +50,9 @@ def test_iterating_draws_from_the_generators_when_the_loader_would() -> None:
             iterator = iter(batches(loader))
             yield torch.rand(2)
             for batch in iterator:
-                yield _step(model, optimizer, batch)
+                yield step(model, optimizer, batch)
 
-    assert both(_two, _shuffled, loop).counts == (5, 10, 0)
+    assert both(two, shuffled, loop).counts == (5, 10, 0)
 
 
 @pytest.mark.parametrize("inputs", ["load", "skip"])
@@ -89,9 +69,9 @@ def test_two_loaders_at_once(inputs: str) -> None:
                 yield loss.detach()
 
     def first() -> DataLoader[Any]:
-        return _shuffled(generator=torch.Generator().manual_seed(3))
+        return shuffled(generator=torch.Generator().manual_seed(3))
 
-    done = both(_two, first, loop, inputs=inputs)
+    done = both(two, first, loop, inputs=inputs)
     assert all(replay.replayer.declined is None for replay in done.replays)
 
 
@@ -102,9 +82,9 @@ def test_one_loader_of_the_same_data_takes_over_from_another() -> None:
         for _ in range(3):
             model.train()
             for batch in batches(DataLoader(data, batch_size=8, shuffle=True)):
-                yield _step(model, optimizer, batch)
+                yield step(model, optimizer, batch)
 
-    done = both(_two, _shuffled, loop)
+    done = both(two, shuffled, loop)
     assert len(done.replays) == 1
     assert done.counts == (5, 10, 0)
 
@@ -120,7 +100,7 @@ def test_batches_and_length_are_the_loaders() -> None:
 
 
 def test_a_copy_of_the_model_begins_anew() -> None:
-    model, loader = net(HEAD), _shuffled()
+    model, loader = net(HEAD), shuffled()
     replay = fl.replay(model, loader)
     for batch in replay:
         cross_entropy(model, batch)
@@ -134,7 +114,7 @@ def test_the_model_is_as_it_was_afterwards() -> None:
     before = {name: set(vars(module)) for name, module in model.named_modules()}
     hooks = {name: len(m._forward_hooks) for name, m in model.named_modules()}
     for _ in range(3):
-        for batch in fl.replay(model, _shuffled()):
+        for batch in fl.replay(model, shuffled()):
             cross_entropy(model, batch)
     after = {name: set(vars(module)) for name, module in model.named_modules()}
     after[""].discard("_frostline_replays")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -94,7 +94,7 @@ class _SafetensorsFile:
     def __init__(self, file: Path, stack: ExitStack) -> None:
         self._path = file
         try:
-            self._file: BinaryIO = stack.enter_context(file.open("rb", buffering=0))
+            self._file: FileIO = stack.enter_context(file.open("rb", buffering=0))
             length = int.from_bytes(self._file.read(8), "little")
             header = json.loads(self._file.read(length))
         except OSError as error:
@@ -123,7 +123,7 @@ class _SafetensorsFile:
             self._file.seek(place)
             filled = 0
             while filled < len(piece):
-                count = self._file.readinto(piece[filled:])  # type: ignore[attr-defined]
+                count = self._file.readinto(piece[filled:])
                 if not count:
                     raise self._other_now()
                 filled += count

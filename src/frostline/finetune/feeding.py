@@ -87,7 +87,7 @@ class ReplayFeed:
         if not any(known is replayed for known in self.replays):
             self.replays.append(replayed)
         # Closed with this generator, also when the loop is left in the middle of an epoch.
-        with closing(iter(replayed)) as batches:  # type: ignore[type-var]
+        with closing(iter(replayed)) as batches:
             start, before = time.perf_counter(), replayed.replayer.stats
             for batch in batches:
                 yield batch

@@ -41,27 +41,34 @@ from frostline.freezing import Plan
 from frostline.schedules import load, to_yaml
 
 
-@dataclass(kw_only=True, eq=False)
-class _Run:
-    """A run in this process; ``progress`` is what is on disk."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Job:
+    """What trains what, as it was prepared, anew or for a resumption."""
 
     config: FinetuneConfig
     setup: Setup
     freezer: Freezer | None
+    recorded: Record
+    watcher: Watcher
+    replaying: Replaying
+
+
+@dataclass(kw_only=True, eq=False)
+class _Run:
+    """A job with its folder in this process; ``progress`` is what is on disk."""
+
+    job: _Job
     folder: RunFolder
     metrics: MetricsFile
-    recorded: Record
     progress: Progress
-    watcher: Watcher
     stop: StopRequest
-    replaying: Replaying
 
     def set_status(self, state: State, message: str, *, resumable: bool, next: str) -> None:
         self.folder.set_status(
             Status(
                 state=state,
                 epoch=self.progress.epoch,
-                epochs=self.config.epochs,
+                epochs=self.job.config.epochs,
                 resumable=resumable,
                 message=message,
                 next=next,
@@ -100,28 +107,25 @@ def start(config: FinetuneConfig, watcher: Watcher | None = None) -> Result:
         freezer = start_freezer(schedule, config, setup, watcher.note) if schedule else None
         replaying = Replaying(config, setup.model, setup.task, watcher.note)
         replaying.look(_frozen_now(setup, freezer))
+        job = _Job(
+            config=config,
+            setup=setup,
+            freezer=freezer,
+            recorded=recorded,
+            watcher=watcher,
+            replaying=replaying,
+        )
         before = accuracy(setup.model, setup.task.held_out, feed=replaying.feed)
         progress = Progress(epoch=0, accuracy_before=before, accuracy=before, seconds=0.0)
         with listening() as stop:
             folder = create_run(
                 config.out,
                 config.model.rpartition("/")[2],
-                lambda folder: _first_files(folder, config, setup, recorded, progress, freezer),
+                lambda folder: _first_files(folder, job, progress),
             )
             with open_metrics(folder.path / run_folder.METRICS) as metrics:
                 return _carry_on(
-                    _Run(
-                        config=config,
-                        setup=setup,
-                        freezer=freezer,
-                        folder=folder,
-                        metrics=metrics,
-                        recorded=recorded,
-                        progress=progress,
-                        watcher=watcher,
-                        stop=stop,
-                        replaying=replaying,
-                    )
+                    _Run(job=job, folder=folder, metrics=metrics, progress=progress, stop=stop)
                 )
 
 
@@ -161,21 +165,17 @@ def _resume(
     else:
         _resume_optimizer(setup, state, folder.path)
     metrics.keep(progress.epoch)
-    replaying = Replaying(config, setup.model, setup.task, watcher.note)
+    job = _Job(
+        config=config,
+        setup=setup,
+        freezer=freezer,
+        recorded=recorded,
+        watcher=watcher,
+        replaying=Replaying(config, setup.model, setup.task, watcher.note),
+    )
     with listening() as stop:
         return _carry_on(
-            _Run(
-                config=config,
-                setup=setup,
-                freezer=freezer,
-                folder=folder,
-                metrics=metrics,
-                recorded=recorded,
-                progress=progress,
-                watcher=watcher,
-                stop=stop,
-                replaying=replaying,
-            )
+            _Run(job=job, folder=folder, metrics=metrics, progress=progress, stop=stop)
         )
 
 
@@ -193,32 +193,26 @@ def _surroundings(config: FinetuneConfig) -> Iterator[None]:
         yield
 
 
-def _first_files(
-    folder: RunFolder,
-    config: FinetuneConfig,
-    setup: Setup,
-    recorded: Record,
-    progress: Progress,
-    freezer: Freezer | None,
-) -> None:
+def _first_files(folder: RunFolder, job: _Job, progress: Progress) -> None:
     """All that a resumption needs, before the first step is made."""
+    setup, freezer = job.setup, job.freezer
     folder.write(run_folder.PLAN, setup.frozen.plan.to_yaml().encode())
     if freezer is not None:
         folder.write(run_folder.SCHEDULE, to_yaml(freezer.schedule).encode())
     # It may be resumed from another folder than the one it was started in.
-    folder.write(run_folder.CONFIG, with_absolute_paths(config).to_yaml().encode())
-    folder.write(run_folder.FROZEN, json_bytes(recorded))
+    folder.write(run_folder.CONFIG, with_absolute_paths(job.config).to_yaml().encode())
+    folder.write(run_folder.FROZEN, json_bytes(job.recorded))
     folder.write(run_folder.METRICS, b"")
     stateful = freezer or setup.optimizer
     folder.write(run_folder.CHECKPOINT, pack(progress, setup.model, stateful))
-    folder.set_running(epoch=progress.epoch, epochs=config.epochs)
+    folder.set_running(epoch=progress.epoch, epochs=job.config.epochs)
 
 
 def _carry_on(run: _Run) -> Result:
     """Train the epochs that are left, then conclude; whatever happens, the status says so."""
     again, anew = run.folder.resume_command, run.folder.restart_command
     try:
-        run.folder.set_running(epoch=run.progress.epoch, epochs=run.config.epochs)
+        run.folder.set_running(epoch=run.progress.epoch, epochs=run.job.config.epochs)
         _train(run)
         return _conclude(run)
     except KeyboardInterrupt:
@@ -226,7 +220,7 @@ def _carry_on(run: _Run) -> Result:
         raise Interrupted(
             run=str(run.folder.path),
             epoch=run.progress.epoch,
-            epochs=run.config.epochs,
+            epochs=run.job.config.epochs,
             go_on=again,
         ) from None
     except BaseException as error:
@@ -238,16 +232,17 @@ def _carry_on(run: _Run) -> Result:
             run.set_status("failed", reason, resumable=not fatal, next=anew if fatal else again)
         raise
     finally:
-        run.replaying.close()
+        run.job.replaying.close()
 
 
 def _train(run: _Run) -> None:
     """The epochs that are left; after each, its line and then its checkpoint are on disk."""
-    config, setup, watcher = run.config, run.setup, run.watcher
+    config, setup, freezer = run.job.config, run.job.setup, run.job.freezer
+    watcher = run.job.watcher
 
     def after_step(loss: float) -> None:
-        if run.freezer is not None:
-            run.freezer.step(loss)
+        if freezer is not None:
+            freezer.step(loss)
         watcher.step(loss)
         run.stop.obey()
 
@@ -255,7 +250,7 @@ def _train(run: _Run) -> None:
     watcher.begin(epochs=config.epochs, done=run.progress.epoch, steps=steps)
     for epoch in range(run.progress.epoch + 1, config.epochs + 1):
         began = time.perf_counter()
-        run.replaying.look(_frozen_now(setup, run.freezer))
+        run.job.replaying.look(_frozen_now(setup, freezer))
         loss = train_epoch(
             setup.model,
             setup.optimizer,
@@ -264,19 +259,19 @@ def _train(run: _Run) -> None:
             seed=config.seed,
             epoch=epoch,
             after_step=after_step,
-            feed=run.replaying.feed,
+            feed=run.job.replaying.feed,
         )
-        now = accuracy(setup.model, setup.task.held_out, feed=run.replaying.feed)
-        if run.freezer is not None:
-            run.freezer.epoch(now)
-            run.freezer.verify()  # a checkpoint must not take what has moved for what was frozen
+        now = accuracy(setup.model, setup.task.held_out, feed=run.job.replaying.feed)
+        if freezer is not None:
+            freezer.epoch(now)
+            freezer.verify()  # a checkpoint must not take what has moved for what was frozen
         seconds = time.perf_counter() - began
         line = EpochMetrics(epoch=epoch, loss=loss, accuracy=now, seconds=seconds)
         run.metrics.append(line)
         progress = replace(
             run.progress, epoch=epoch, accuracy=now, seconds=run.progress.seconds + seconds
         )
-        checkpoint = pack(progress, setup.model, run.freezer or setup.optimizer)
+        checkpoint = pack(progress, setup.model, freezer or setup.optimizer)
         run.folder.write(run_folder.CHECKPOINT, checkpoint)
         run.progress = progress
         watcher.epoch(line)
@@ -289,23 +284,23 @@ def _frozen_now(setup: Setup, freezer: Freezer | None) -> tuple[str, ...]:
 
 def _conclude(run: _Run) -> Result:
     """Prove, save the weights, measure, write the result."""
-    setup, folder = run.setup, run.folder
-    replayed = run.replaying.report()
-    proof = prove(setup.frozen, setup.model, run.recorded)
+    setup, folder = run.job.setup, run.folder
+    replayed = run.job.replaying.report()
+    proof = prove(setup.frozen, setup.model, run.job.recorded)
     trained, timeline, saved = _trained(setup), None, None
-    if run.freezer is not None:
-        proof = prove_schedule(run.freezer, setup.model, proof)
-        timeline = timeline_of(run.freezer, setup.model, epochs=run.config.epochs)
-        trained = trained_by(run.freezer, timeline, setup.model, setup.frozen)
+    if run.job.freezer is not None:
+        proof = prove_schedule(run.job.freezer, setup.model, proof)
+        timeline = timeline_of(run.job.freezer, setup.model, epochs=run.job.config.epochs)
+        trained = trained_by(run.job.freezer, timeline, setup.model, setup.frozen)
     replace_atomically(folder.path / run_folder.MODEL, lambda path: _save(setup.model, path))
     if timeline is None:
         saved = _savings(run)
     else:
-        write_timeline(folder, timeline, run.watcher.note)
+        write_timeline(folder, timeline, run.job.watcher.note)
     result = Result(
         run=folder.path,
-        model=run.config.model,
-        data=run.config.data,
+        model=run.job.config.model,
+        data=run.job.config.data,
         epochs=run.progress.epoch,
         train_seconds=run.progress.seconds,
         trained=trained,
@@ -331,10 +326,10 @@ def _conclude(run: _Run) -> Result:
 
 def _savings(run: _Run) -> Savings | None:
     """Measure full training beside the frozen one; the weights on disk are not concerned."""
-    setup = run.setup
-    run.watcher.measuring()
+    setup = run.job.setup
+    run.job.watcher.measuring()
     train = setup.task.train
-    size = run.config.batch_size
+    size = run.job.config.batch_size
     batch = Split(inputs=train.inputs[:size], targets=train.targets[:size])
     try:
         frozen = copy.deepcopy(setup.model)
@@ -343,7 +338,7 @@ def _savings(run: _Run) -> Savings | None:
         return measure_savings(frozen, setup.model, setup.make_optimizer, batch, obey=run.stop.obey)
     # Whatever a foreign model does when it is copied or trained whole, the run itself is done.
     except Exception as error:
-        run.watcher.note(f"what freezing saved could not be measured: {error}")
+        run.job.watcher.note(f"what freezing saved could not be measured: {error}")
         return None
 
 

@@ -43,8 +43,8 @@ def as_schedule(given: object) -> Schedule:
 def inner_optimizer(given: object) -> Optimizer:
     """The optimizer of which the steps are made: without a wrapper such as Accelerate's."""
     inner = given
-    while isinstance(getattr(inner, "optimizer", None), Optimizer):
-        inner = inner.optimizer  # type: ignore[attr-defined]
+    while isinstance(wrapped := getattr(inner, "optimizer", None), Optimizer):
+        inner = wrapped
     if not isinstance(inner, Optimizer):
         raise OptimizerError(
             f"expected a torch.optim.Optimizer, got {type(given).__name__}; fl.Freezer takes the"

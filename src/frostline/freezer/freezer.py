@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 from torch import nn
 from torch.optim import Optimizer
@@ -147,7 +147,7 @@ class Freezer:
             self.close()
             raise
 
-    def step(self, loss: object = None) -> None:
+    def step(self, loss: SupportsFloat | None = None) -> None:
         """Say that the optimizer has stepped; the schedule may freeze or thaw now.
 
         Where the optimizer has not stepped since the last call (between micro-batches, or when a
@@ -292,7 +292,12 @@ class Freezer:
         )
 
     def _decide(
-        self, at: Moment, position: Position, *, metric: float | None = None, loss: object = None
+        self,
+        at: Moment,
+        position: Position,
+        *,
+        metric: float | None = None,
+        loss: SupportsFloat | None = None,
     ) -> None:
         """Ask, check, carry out; counters and state move on only if all of it went well."""
         progress = self._progress(at, position, metric)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, SupportsFloat
 
 from torch.optim import Optimizer
 
@@ -64,13 +64,13 @@ class SignalBoard:
                 )
             self._meters.setdefault(name, SIGNALS[name]()).arm(scene)
 
-    def readings(self, *, loss: object = None) -> Readings:
+    def readings(self, *, loss: SupportsFloat | None = None) -> Readings:
         """The signals that were armed, to be read; and ``loss``, a number, if there is one."""
         sources: dict[str, Callable[[], Reading]] = {
             name: partial(self._read, name) for name in self._armed
         }
         if loss is not None:
-            sources["loss"] = lambda: {"loss": float(loss)}  # type: ignore[arg-type]
+            sources["loss"] = lambda: {"loss": float(loss)}
         return Readings(sources)
 
     def restart(self, names: frozenset[str]) -> None:

@@ -197,12 +197,6 @@ class Frame:
             raise Enough
         return output
 
-    def are_known(self) -> bool:
-        """Whether all that was computed had been recorded."""
-        return all(
-            s.station.shelf is None or min(s.station.shelf.find(s.digests)) >= 0 for s in self.seen
-        )
-
     def commit(self) -> None:
         """Keep what was recorded; only now, so that a pass that fails halfway leaves nothing."""
         if self.irregular is not None:
@@ -264,21 +258,11 @@ class Frame:
 
     def _find(self, station: Station, digests: list[bytes], given: Nest) -> Any:
         """What stands in for the call; None if a sample is not known."""
-        cut = whole = None
         try:
-            if station.shelf is not None:
-                rows = station.shelf.find(digests)
-                if min(rows) < 0:
-                    return None
-                cut = station.shelf.read(rows)
-            if station.constants is not None:
-                rows = station.constants.find([self._path_of(station)])
-                if rows[0] < 0:
-                    return None
-                whole = station.constants.read(rows)
+            kept = station.recorded(digests, self._path_of(station))
         except StoreDamaged:
             return None
-        return station.returned(station.kept(cut, whole), given.tensors)
+        return None if kept is None else station.returned(kept, given.tensors)
 
     def _hand(self, station: Station, output: Any) -> Any:
         self._handed[station.planned.index] = open_nest(output).tensors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -174,11 +174,11 @@ class Replay:
     def __len__(self) -> int:
         return len(self._indexed)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Generator[Any, None, None]:
         # Not in the generator: the loader draws a seed when it is started, and that is now.
         return self._batches(iter(self._indexed))
 
-    def _batches(self, batches: Iterator[LoadedBatch]) -> Iterator[Any]:
+    def _batches(self, batches: Iterator[LoadedBatch]) -> Generator[Any, None, None]:
         is_first = True
         while True:
             before = None if is_first or not self._skips else _randomness()

@@ -100,6 +100,29 @@ class Station:
                 start += layout.record_bytes
         return made
 
+    def recorded(self, digests: Sequence[bytes], path: bytes) -> dict[int, Tensor] | None:
+        """The kept results as they are on the shelves, by position; None if any is not there.
+
+        Args:
+            digests: of the samples.
+            path: digest for what does not depend on the sample.
+
+        Raises:
+            StoreDamaged: one is not what was written; it is forgotten.
+        """
+        cut = whole = None
+        if self.shelf is not None:
+            rows = self.shelf.find(digests)
+            if min(rows) < 0:
+                return None
+            cut = self.shelf.read(rows)
+        if self.constants is not None:
+            rows = self.constants.find([path])
+            if rows[0] < 0:
+                return None
+            whole = self.constants.read(rows)
+        return self.kept(cut, whole)
+
     def returned(self, kept: dict[int, Tensor], given: Sequence[Tensor]) -> Any:
         """What the call returns: kept results, arguments that it hands through, placeholders."""
         made = dict(kept)

@@ -149,24 +149,13 @@ def _is_known(item: Seen) -> bool:
 
 
 def _is_as_recorded(item: Seen, *, rounding: bool) -> bool:
-    station = item.station
     try:
-        cut = whole = None
-        if station.shelf is not None:
-            rows = station.shelf.find(item.digests)
-            if min(rows) < 0:
-                return False
-            cut = station.shelf.read(rows)
-        if station.constants is not None:
-            rows = station.constants.find([item.path])
-            if rows[0] < 0:
-                return False
-            whole = station.constants.read(rows)
+        kept = item.station.recorded(item.digests, item.path)
     except StoreDamaged:
         return True  # nothing to compare with; it is forgotten and will be computed
-    return all(
-        same_values(kept, item.tensors[position], rounding=rounding)
-        for position, kept in station.kept(cut, whole).items()
+    return kept is not None and all(
+        same_values(tensor, item.tensors[position], rounding=rounding)
+        for position, tensor in kept.items()
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from frostline.errors import ReplayError
 from frostline.proof.traceless import no_traces, same_bits
 from frostline.replay.catcher import Catcher
 from frostline.replay.content import chained, digest_of, sample_digests
@@ -156,8 +157,6 @@ class NotKept:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        from frostline.errors import ReplayError
-
         raise ReplayError(
             f"this {self.kind} was not filled: the modules that fill it were replayed. Call the"
             " model outside of replay if you need it"
