@@ -12,6 +12,9 @@ DEMO_READY := $(VENV)/.frostline-demo
 DEV_READY := $(VENV)/.frostline-dev
 SOURCES_OF_ENVIRONMENT := pyproject.toml constraints.txt
 
+# A worker a core, each with one thread: workers with several stall each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint bench clean
 
@@ -22,10 +25,10 @@ demo: $(DEMO_READY) ## fine-tune a small network on real digits, backbone frozen
 	$(BIN)/frostline finetune
 
 test: lint ## lint, types, import floors, then the tests that are quick
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+	$(PYTEST) -m 'not slow and not gpu'
 
 test-all: lint ## the same with the slow tests and many more random cases
-	$(BIN)/python -m pytest --hypothesis-profile=thorough
+	$(PYTEST) --hypothesis-profile=thorough
 
 lint: $(DEV_READY) ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
