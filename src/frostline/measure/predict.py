@@ -90,23 +90,47 @@ def predict(
     >>> ahead.forward_flops
     64000000
     """
+    with without_content(model, batch, loss) as (model, batch, loss):
+        return take_step(model, batch, loss, optimizer)
+
+
+@contextmanager
+def without_content(
+    model: nn.Module, batch: Batch, loss: Callable[[nn.Module, Batch], Tensor]
+) -> Iterator[tuple[nn.Module, Batch, Callable[[nn.Module, Batch], Tensor]]]:
+    """Copies of the three on fake tensors, and the mode in which they can be run."""
     mode = FakeTensorMode()
     with _explained():
         with FakeCopyMode(mode):
             # Copied together: a loss that holds the model, or its tensors, then holds the copy's.
             # Gradients are not copied with a parameter.
-            model, batch, loss = copy.deepcopy((model, batch, loss))
+            copied = copy.deepcopy((model, batch, loss))
         with mode:
-            return _predict(model, batch, loss, optimizer)
+            _off_meta(copied[0])
+            yield copied
 
 
-def _predict(
+def _off_meta(model: nn.Module) -> None:
+    """Take what is on the meta device as on the CPU: on meta, attention keeps all its scores."""
+    moved: dict[int, Tensor] = {}
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is None or not tensor.is_meta:
+                    continue
+                made = torch.empty_like(tensor, device="cpu")
+                if isinstance(tensor, nn.Parameter):
+                    made = nn.Parameter(made, tensor.requires_grad)
+                held[name] = moved.setdefault(id(tensor), made)  # type: ignore[assignment]
+
+
+def take_step(
     model: nn.Module,
     batch: Batch,
     loss: Callable[[nn.Module, Batch], Tensor],
     optimizer: Callable[[nn.Module], Optimizer],
 ) -> Prediction:
-    """Take one step on fake tensors, and count."""
+    """Take one step on what :func:`without_content` gave, and count."""
     with flop_counter() as counter:
         with recording(model) as count:
             value = loss(model, batch)
