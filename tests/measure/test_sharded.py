@@ -166,6 +166,7 @@ def work(rank: int, ranks: int, folder: str) -> None:
     distributed.all_gather_object(everyone, found)
     if rank == 0:
         (Path(folder) / "found.json").write_text(json.dumps(everyone))
+    distributed.barrier()  # a rank that leaves early takes its connections along
     distributed.destroy_process_group()
 
 

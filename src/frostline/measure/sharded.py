@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
 from frostline.errors import MeasureError
 from frostline.measure.predict import predict, take_step, without_content
@@ -135,10 +136,13 @@ def sharded_step(
         raise MeasureError(f"ranks is at least 1, got {ranks}")
     outputs: dict[str, _Output] = {}
     with without_content(model, batch, loss) as (fake, fake_batch, fake_loss):
+        inner = {name: _block(fake, name) for name in blocks}
         if compute is not None:
             _gathered_as(fake, compute)
-        for name in blocks:
-            _block(fake, name).register_forward_hook(_noting(outputs, name))
+            for module in (fake, *inner.values()):
+                module.register_forward_pre_hook(_casting(compute), with_kwargs=True)
+        for name, block in inner.items():
+            block.register_forward_hook(_noting(outputs, name))
         computed = take_step(fake, fake_batch, fake_loss, optimizer)
     kept = computed if compute is None else predict(model, batch, loss, optimizer=optimizer)
     groups, root = _groups(model, {name: outputs.get(name, _Output()) for name in blocks})
@@ -201,6 +205,16 @@ def _noting(outputs: dict[str, _Output], name: str) -> Callable[..., None]:
         )
 
     return note
+
+
+def _casting(dtype: torch.dtype) -> Callable[..., Any]:
+    """A hook that does to a module's inputs what ``fully_shard`` does."""
+
+    def cast(value: Any) -> Any:
+        is_float = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(dtype) if is_float else value
+
+    return lambda module, args, kwargs: tree_map(cast, (args, kwargs))
 
 
 def _new(module: nn.Module, seen: set[int]) -> Iterator[nn.Parameter]:
