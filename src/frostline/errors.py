@@ -66,6 +66,10 @@ class OutputError(FrostlineError, OSError):
     """A result could not be written: no permission, a full disk, a folder in the way."""
 
 
+class MissingExtraError(FrostlineError, ImportError):
+    """A package that an optional part needs is not installed; the message has the line to run."""
+
+
 class MeasureError(FrostlineError, RuntimeError):
     """Memory or time could not be predicted or measured for this model."""
 

@@ -15,6 +15,7 @@ from frostline.optim.membership import Membership, plan_membership
 from frostline.optim.report import SyncReport, group_label
 from frostline.optim.schedulers import refuse_misfit
 from frostline.optim.trial import constructor_options, initial_states
+from frostline.optim.wrappers import bare_optimizer
 from frostline.proof.trial import moves_without_gradient
 
 OptimizerState = Literal["fresh", "keep"]
@@ -40,7 +41,8 @@ def sync(
 
     Args:
         model: the model that the optimizer was built for, wrapped or not.
-        optimizer: any optimizer; one from :func:`frostline.optimizer` knows where all belongs.
+        optimizer: any optimizer, prepared by Accelerate or Fabric or not; one from
+            :func:`frostline.optimizer` knows where all belongs.
         scheduler: its learning-rate scheduler, to have it checked too.
         state: ``fresh``: what thaws starts without momentum and the like. ``keep``: frozen
             parameters stay in their groups with their state, and go on with it when they thaw;
@@ -71,6 +73,7 @@ def sync(
         raise ValueError(f"state is 'fresh' or 'keep', got {state!r}")
     if scheduler is not None:
         refuse_misfit(optimizer, scheduler)
+    optimizer = bare_optimizer(optimizer)
     inventory = take_inventory(model)
     named = _named(inventory.groups)
     plan = plan_membership(inventory, optimizer, hold_frozen=state == "keep")
