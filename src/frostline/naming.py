@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from frostline.collector import collector_paused
 from frostline.errors import ModelTypeError
+from frostline.shards import Place, sharded_parameters
 
 # These attribute names are chosen to be unmistakable by the wrappers that use them:
 # torch.compile, FSDP1, activation checkpointing, Lightning Fabric.
@@ -149,12 +150,15 @@ def take_inventory(model: nn.Module) -> Inventory:
     parameters: list[Alias] = []
     buffers: list[Alias] = []
     position = 0
+    sharded = sharded_parameters(model)
     for owner_name, owner in walk_modules(model):
         placements.append(Placement(owner_name, owner, position))
         prefix = f"{owner_name}." if owner_name else ""
         for listing, held in ((parameters, owner._parameters), (buffers, owner._buffers)):
             for key, tensor in held.items():
                 if tensor is not None:
+                    if sharded:  # not what is gathered for the time being
+                        tensor = sharded.get(Place(id(owner), key), tensor)
                     listing.append(Alias(prefix + key, owner_name, owner, tensor, position))
                     position += 1
     return Inventory(tuple(placements), _group(parameters), tuple(buffers))

@@ -40,7 +40,9 @@ def inner_tensors(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     if hasattr(type(tensor), "__tensor_flatten__"):  # DTensor, torchao, jagged, …
         # The context beside the names may hold requires_grad or addresses, so it is left out.
         names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
-        yield from ((name, getattr(tensor, name)) for name in names)
+        held = ((name, getattr(tensor, name)) for name in names)
+        # A DTensor lists its mesh among them.
+        yield from ((name, inner) for name, inner in held if isinstance(inner, Tensor))
     elif tensor.layout is torch.sparse_coo:
         yield from (("indices", tensor._indices()), ("values", tensor._values()))
     elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):

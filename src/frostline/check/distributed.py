@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from frostline.check.context import Context
 from frostline.check.finding import Hit, rule
+from frostline.distributed import live_wrappers, reduced_parameters
 
 
 @rule(
@@ -19,8 +20,8 @@ from frostline.check.finding import Hit, rule
 )
 def thawed_after_wrap(context: Context) -> Iterator[Hit]:
     """A parameter trains that DistributedDataParallel does not synchronise."""
-    for wrapper in _wrappers(context):
-        reduced = _reduced(wrapper)
+    for wrapper in live_wrappers(context.model):
+        reduced = reduced_parameters(wrapper)
         ignored = {id(p) for n, p in wrapper.module.named_parameters() if n in _ignored(wrapper)}
         for parameter in wrapper.module.parameters():
             name = context.names.get(id(parameter))
@@ -40,9 +41,9 @@ def thawed_after_wrap(context: Context) -> Iterator[Hit]:
 )
 def frozen_after_wrap(context: Context) -> Iterator[Hit]:
     """A parameter is frozen whose gradient DistributedDataParallel waits for."""
-    for wrapper in _wrappers(context):
+    for wrapper in live_wrappers(context.model):
         if not wrapper.find_unused_parameters:
-            for key in _reduced(wrapper):
+            for key in reduced_parameters(wrapper):
                 name = context.names.get(key)
                 if name in context.frozen:
                     yield Hit(
@@ -77,18 +78,6 @@ def recompile_limit(context: Context) -> Iterator[Hit]:
                 f"has been compiled {count} times{shared}, which is torch's limit: with the next"
                 " freeze or thaw it runs uncompiled, without an error",
             )
-
-
-def _wrappers(context: Context) -> list[DistributedDataParallel]:
-    return [
-        part.module for part in context.parts if isinstance(part.module, DistributedDataParallel)
-    ]
-
-
-def _reduced(wrapper: DistributedDataParallel) -> dict[int, Any]:
-    """Identity → parameter of all whose gradients the wrapper averages."""
-    buckets = wrapper.reducer._get_zeros_like_grad_buckets()
-    return {id(parameter): parameter for bucket in buckets for parameter in bucket.parameters()}
 
 
 def _ignored(wrapper: DistributedDataParallel) -> set[str]:

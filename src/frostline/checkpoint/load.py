@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from frostline.checkpoint.content import ContentReader
-from frostline.checkpoint.delta import Delta, DeltaTensor, damaged, read_delta, stored_tensors
+from frostline.checkpoint.delta import Delta, DeltaTensor, damaged, fold, read_delta, stored_tensors
+from frostline.checkpoint.sharded import by_all, refuse_flattened
 from frostline.checkpoint.tensors import ModelTensor, digest, model_tensors
 from frostline.errors import CheckpointError, TransitionError
 from frostline.freezing.flags import is_held_frozen
 from frostline.naming import take_inventory
 from frostline.proof import fingerprint
 from frostline.proof.fingerprint import has_plain_content
+from frostline.shards import Team, fill, local_part, team_of
 from frostline.units import format_number_of
 
 
@@ -23,6 +24,8 @@ def load_trained(model: nn.Module, path: str | Path) -> Delta:
 
     The tensors are filled in place: parameters stay the same objects, so an optimizer keeps
     working and ties hold. Nothing is unpickled. Wrappers (DDP, ``torch.compile``) don't matter.
+    Into a sharded model (``fully_shard``, tensor parallel) all ranks load together: each reads the
+    file and keeps its part, and if it fails on one rank it fails on all.
 
     Args:
         model: the model, its base weights loaded.
@@ -47,28 +50,50 @@ def load_trained(model: nn.Module, path: str | Path) -> Delta:
     ...     _ = fl.save_trained(tuned, Path(folder, "tuned.safetensors"))
     ...     fl.load_trained(nn.Sequential(base, again), Path(folder, "tuned.safetensors")).names
     ('1.weight', '1.bias')
-    >>> torch.equal(again.weight, tuned[1].weight)
+    >>> bool((again.weight == tuned[1].weight).all())
     True
     """
-    delta = read_delta(path)
+    refuse_flattened(model)
     places = {found.name: found for found in model_tensors(take_inventory(model))}
-    _refuse_other_architecture(delta, places)
-    contents = _read(delta)
-    _refuse_other_base(delta, places)
-    moves = [
-        (places[name], content)
-        for name, content in contents.items()
-        if fingerprint(content) != digest(places[name])
-    ]
-    for place, _ in moves:
-        _refuse_unwritable(place)
-    with torch.no_grad():
-        for place, content in moves:
-            place.tensor.copy_(content)
+    team = team_of(place.tensor for place in places.values())
+    delta, contents = by_all(team, lambda: _read(path, places))
+    _refuse_other_files(delta, team)
+    for place, content in by_all(team, lambda: _moves(delta, contents, places)):
+        fill(place.tensor, content)
     return delta
 
 
-def _read(delta: Delta) -> dict[str, Tensor]:
+def _read(path: str | Path, places: dict[str, ModelTensor]) -> tuple[Delta, dict[str, Tensor]]:
+    delta = read_delta(path)
+    _refuse_other_architecture(delta, places)
+    return delta, _contents(delta)
+
+
+def _refuse_other_files(delta: Delta, team: Team | None) -> None:
+    mine = fold((tensor.name, tensor.fingerprint) for tensor in delta.tensors)
+    if team is not None and len(set(team.share(mine))) > 1:
+        raise CheckpointError(
+            f"{delta.path} is not the same file on all ranks: copy one of them to every machine"
+        )
+
+
+def _moves(
+    delta: Delta, contents: dict[str, Tensor], places: dict[str, ModelTensor]
+) -> list[tuple[ModelTensor, Tensor]]:
+    """What has to be filled with what, all of it looked at before any is refused."""
+    present = {name: digest(place) for name, place in places.items()}
+    _refuse_other_base(delta, present)
+    moves = [
+        (places[name], content)
+        for name, content in contents.items()
+        if fingerprint(content) != present[name]
+    ]
+    for place, _ in moves:
+        _refuse_unwritable(place)
+    return moves
+
+
+def _contents(delta: Delta) -> dict[str, Tensor]:
     """All that the file holds, whole and right, before anything is touched."""
     stored = stored_tensors(delta)
     contents: dict[str, Tensor] = {}
@@ -120,9 +145,9 @@ def _tied(names: tuple[str, ...]) -> str:
     return f"tied with {', '.join(names[1:])}" if len(names) > 1 else "a tensor of its own"
 
 
-def _refuse_other_base(delta: Delta, places: dict[str, ModelTensor]) -> None:
+def _refuse_other_base(delta: Delta, present: dict[str, str]) -> None:
     rest = [entry for entry in delta.tensors if not entry.stored]
-    other = [entry.name for entry in rest if digest(places[entry.name]) != entry.fingerprint]
+    other = [entry.name for entry in rest if present[entry.name] != entry.fingerprint]
     if other:
         raise CheckpointError(
             _listed(
@@ -137,8 +162,8 @@ def _refuse_other_base(delta: Delta, places: dict[str, ModelTensor]) -> None:
 
 
 def _refuse_unwritable(place: ModelTensor) -> None:
-    tensor = place.tensor
-    if isinstance(tensor, nn.Parameter) and is_held_frozen(tensor):
+    tensor = local_part(place.tensor)
+    if isinstance(place.tensor, nn.Parameter) and is_held_frozen(place.tensor):
         raise TransitionError(
             f"{place.name} is frozen, and the delta would change it: load first, then freeze"
         )
@@ -151,7 +176,7 @@ def _refuse_unwritable(place: ModelTensor) -> None:
     )
     if repeats:
         raise CheckpointError(
-            f"{place.name} can't be filled in place: it is sharded, quantised or expanded. Load"
+            f"{place.name} can't be filled in place: it is quantised or expanded. Load"
             " the delta before the model is prepared"
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -38,6 +38,8 @@ class Merged:
         replaced: names of the tensors that are the delta's.
         added: those of them that the base has not, or in another shape.
         nbytes: bytes of all tensors.
+        config: the folder whose configuration and tokenizer files replace the base's; None if
+            none does.
     """
 
     path: Path
@@ -45,6 +47,7 @@ class Merged:
     replaced: tuple[str, ...]
     added: tuple[str, ...]
     nbytes: int
+    config: Path | None = None
 
 
 def merge_delta(
@@ -67,7 +70,8 @@ def merge_delta(
         delta: what :func:`frostline.save_trained` wrote.
         out: the file or folder to make; it must not exist, or be an empty folder.
         config: a folder whose configuration and tokenizer files replace the base's: those of the
-            tuned model, where it has another head.
+            tuned model, where it has another head. If left out it is the delta's own folder, if
+            there is a ``config.json`` in that.
         progress: called with the bytes written so far, and all that are to be written.
 
     Raises:
@@ -97,7 +101,8 @@ def merge_delta(
     listing = read_listing(base)
     is_folder = base.is_dir() or base.name.endswith(".index.json")
     _refuse_target(base, out, is_folder=is_folder)
-    if config is not None and not Path(config).is_dir():
+    config = _beside(told.path) if config is None else Path(config)
+    if config is not None and not config.is_dir():
         raise CheckpointError(f"there is no folder {config} to take the configuration from")
     with ContentReader() as reader:
         merge = _Merge(listing, told, verify_content(told, reader), reader, progress)
@@ -107,14 +112,15 @@ def merge_delta(
         with appearing_folder(out) as folder:
             for source in (base if base.is_dir() else base.parent, config):
                 if source is not None:
-                    copy_all_but_weights(Path(source), folder)
+                    copy_all_but_weights(source, folder)
             for file in listing.files:
                 last = file == listing.files[-1]
                 merge.write(file, folder / safetensors_name(file), last=last)
             if len(listing.files) > 1:
                 write_index(folder, merge.weight_map, merge.nbytes)
         names = (safetensors_name(file) for file in listing.files)
-        return merge.result(out, tuple(out / name for name in names))
+        merged = merge.result(out, tuple(out / name for name in names))
+        return replace(merged, config=config)
 
 
 class _Merge:
@@ -255,6 +261,11 @@ class _Merge:
 def _widened(piece: memoryview, tensor: StoredTensor, entry: DeltaTensor) -> memoryview:
     narrow = torch.frombuffer(piece, dtype=getattr(torch, tensor.dtype))
     return narrow.to(getattr(torch, entry.dtype)).view(torch.uint8).numpy().data
+
+
+def _beside(delta: Path) -> Path | None:
+    """The delta's folder, if it has a model's configuration."""
+    return delta.parent if (delta.parent / "config.json").is_file() else None
 
 
 def _refuse_target(base: Path, out: Path, *, is_folder: bool) -> None:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
 from torch import nn
 
 from frostline.checkpoint.delta import Delta, DeltaTensor, delta_metadata, read_delta
-from frostline.checkpoint.tensors import ModelTensor, digest, model_tensors
+from frostline.checkpoint.sharded import by_leader, refuse_flattened
+from frostline.checkpoint.tensors import ModelTensor, gathered, model_tensors
 from frostline.checkpoint.writing import Outgoing, write_safetensors
 from frostline.errors import CheckpointError, SelectorError
 from frostline.files import replace_atomically
 from frostline.freezing.decide import decide
 from frostline.freezing.plan import Plan
 from frostline.naming import Inventory, take_inventory, tensor_bytes
+from frostline.proof import fingerprint
 from frostline.proof.fingerprint import content_pieces, has_plain_content
 from frostline.selection import SelectorLike, as_selector, glob
+from frostline.shards import team_of
 
 
 def save_trained(
@@ -35,6 +39,10 @@ def save_trained(
     fingerprint, so that :func:`load_trained` and ``frostline merge`` refuse another base. The old
     file at ``path`` is there until the new one is whole.
 
+    A model that is sharded (``fully_shard``, tensor parallel) is saved by all ranks together: each
+    tensor is gathered, the first rank writes, and the file is the one that a single process would
+    have written. That rank needs memory for what is saved, the others for the largest tensor.
+
     Args:
         model: the model, wrapped or not, on any device.
         path: the file to write.
@@ -49,7 +57,7 @@ def save_trained(
 
     Raises:
         CheckpointError: (a ValueError) nothing was trained, or a tensor can't be saved (meta,
-            sharded, quantised).
+            quantised, flattened by FSDP1).
         SelectorError: (a ValueError) ``include`` or the plan matches nothing.
         OutputError: (an OSError) the file can't be written.
 
@@ -63,6 +71,7 @@ def save_trained(
     (('1.weight', '1.bias'), 40)
     """
     path = Path(path)
+    refuse_flattened(model)
     inventory = take_inventory(model)
     included = as_selector(include).find(inventory) if include is not None else {}
     to_freeze = _frozen_by(plan, inventory) if plan is not None else None
@@ -72,22 +81,28 @@ def save_trained(
             f"nothing of {type(model).__name__} was trained: all of it is frozen. Say what to"
             " save: include='head'"
         )
-    tensors = []
+    team = team_of(tensor.tensor for tensor in found)
+    tensors, outgoing = [], []
     for tensor in found:
-        content = digest(tensor)
+        one = gathered(tensor)
+        content = fingerprint(one.tensor)
         moved = tensor.may_have_moved if base is None else base.get(tensor.name) != content
         stored = moved or tensor.group in included
         if stored:
-            _refuse_unsavable(tensor)
+            _refuse_unsavable(one)
+            if team is None or team.leads:
+                outgoing.append(_outgoing(one if one is tensor else _off_device(one)))
         frozen = (
             not stored if to_freeze is None or tensor.group is None else (tensor.group in to_freeze)
         )
         tensors.append(_entry(tensor, content, stored=stored, frozen=frozen))
-    stored_names = {entry.name for entry in tensors if entry.stored}
-    outgoing = [_outgoing(tensor) for tensor in found if tensor.name in stored_names]
     metadata = delta_metadata(_written(plan, tensors), tensors)
-    replace_atomically(path, lambda file: write_safetensors(file, outgoing, metadata))
-    return read_delta(path)
+
+    def write() -> Delta:
+        replace_atomically(path, lambda file: write_safetensors(file, outgoing, metadata))
+        return read_delta(path)
+
+    return by_leader(team, write)
 
 
 def _frozen_by(plan: Plan, inventory: Inventory) -> Collection[int]:
@@ -116,11 +131,16 @@ def _outgoing(tensor: ModelTensor) -> Outgoing:
     )
 
 
+def _off_device(tensor: ModelTensor) -> ModelTensor:
+    """A gathered tensor waits for the file to be written where there is room for it."""
+    return replace(tensor, tensor=tensor.tensor.cpu())
+
+
 def _refuse_unsavable(tensor: ModelTensor) -> None:
     if not has_plain_content(tensor.tensor):
         raise CheckpointError(
             f"{tensor.name} can't be saved: it is a {type(tensor.tensor).__name__} without plain"
-            " content (sharded, sparse, quantised). Gather it first, or freeze it"
+            " content (sparse, quantised). Make it dense first, or freeze it"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from frostline.freezing.flags import was_thawed
 from frostline.freezing.modes import pin_of
 from frostline.naming import Alias, Inventory, take_inventory
 from frostline.proof import fingerprint
+from frostline.shards import whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,8 @@ def fingerprints(model: nn.Module) -> dict[str, str]:
     """Name → fingerprint of every parameter and persistent buffer, as they are now.
 
     Taken before training it is what ``fl.save_trained(model, path, base=…)`` compares with. A tied
-    tensor is listed under its first name. Reads the model once, at memory speed.
+    tensor is listed under its first name. Reads the model once, at memory speed. Of a sharded
+    model the fingerprints are those of the whole: all ranks call this together.
 
     Raises:
         CheckpointError: (a ValueError) a tensor has no content (meta, lazy).
@@ -75,14 +77,26 @@ def model_tensors(inventory: Inventory) -> list[ModelTensor]:
 
 
 def digest(found: ModelTensor) -> str:
-    """The tensor's fingerprint; CheckpointError if there is no content."""
+    """The tensor's fingerprint, of a sharded one that of the whole.
+
+    Raises CheckpointError if there is no content.
+    """
+    return fingerprint(gathered(found).tensor)
+
+
+def gathered(found: ModelTensor) -> ModelTensor:
+    """The tensor in one piece: what is spread over ranks is gathered, by all of them together.
+
+    Raises CheckpointError if there is no content.
+    """
     tensor = found.tensor
     if is_lazy(tensor) or tensor.is_meta:
         raise CheckpointError(
             f"{found.name} has no content ({'lazy' if is_lazy(tensor) else 'on meta'}): load the"
             " model's weights first"
         )
-    return fingerprint(tensor)
+    content = whole(tensor)
+    return found if content is tensor else replace(found, tensor=content)
 
 
 def _parameters(inventory: Inventory) -> Iterator[ModelTensor]:

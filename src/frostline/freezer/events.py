@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from frostline.schedules import Layout
+from frostline.schedules import Decision, Layout, Progress
 from frostline.units import format_names
 
 Kind = Literal["start", "freeze", "thaw", "switch", "note"]
@@ -77,6 +78,39 @@ class Row:
     frozen: tuple[str, ...]
     blocks: int
     why: str
+
+
+def event_of(
+    decision: Decision,
+    progress: Progress,
+    *,
+    before: frozenset[str],
+    train: frozenset[str],
+    kind: Kind | None = None,
+) -> Event:
+    """The event of a transition.
+
+    Args:
+        decision: the schedule's.
+        progress: where the run stood.
+        before: names of the units that trained before it.
+        train: names of those that train from then on.
+        kind: None: as the units that froze and thawed say.
+    """
+    units = [unit.name for unit in progress.layout.units]
+    frozen = tuple(name for name in units if name in before - train)
+    thawed = tuple(name for name in units if name in train - before)
+    seen: Kind = "switch" if frozen and thawed else "freeze" if frozen else "thaw"
+    return Event(
+        step=progress.step,
+        epoch=progress.epoch,
+        kind=kind or seen,
+        why=decision.why,
+        frozen=frozen,
+        thawed=thawed,
+        frozen_blocks=len(set(progress.layout.blocks) - train),
+        numbers={k: v for k, v in decision.numbers.items() if math.isfinite(v)},
+    )
 
 
 def timeline(events: Iterable[Event], layout: Layout) -> tuple[Row, ...]:

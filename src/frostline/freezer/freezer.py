@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, SupportsFloat
 
@@ -21,7 +20,8 @@ from frostline.freezer.arguments import (
     present_rate,
     units_that_train,
 )
-from frostline.freezer.events import Event, Kind, Row, timeline
+from frostline.freezer.events import Event, Kind, Row, event_of, timeline
+from frostline.freezer.facts import position_facts, resume_facts, run_facts, transition_facts
 from frostline.freezer.holder import Holder
 from frostline.freezer.position import Position
 from frostline.freezer.ranks import Distributed, Ranks
@@ -53,8 +53,9 @@ class Freezer:
             knows in which group a thawed parameter belongs.
         scheduler: its learning-rate scheduler, to be checked; the loop steps it as before.
         schedule: a schedule, its name (``"autofreeze"``), or a mapping with its options.
-        distributed: ``ddp``: ``freezer.model`` is wrapped anew after each transition. ``fsdp2``:
-            the model is sharded already.
+        distributed: ``ddp``: a bare model is put under DistributedDataParallel, and
+            ``freezer.model`` is the wrapper. ``fsdp2``: the model is sharded already. None: as the
+            model shows; a wrapper around it is found, and follows every transition.
         total_steps: optimizer steps of the whole run; until it is known, 10 epochs are assumed.
         steps_per_epoch: optimizer steps of an epoch. If it is given, epochs end by themselves, and
             :meth:`epoch` may bring the metric then, and at no other time. If not, 100 are assumed
@@ -64,7 +65,6 @@ class Freezer:
         prove: before a thaw, compare what thaws with what it was when it froze.
 
     Attributes:
-        model: what the loop calls.
         optimizer: the optimizer.
         scheduler: the scheduler, or None.
         schedule: the schedule.
@@ -73,6 +73,7 @@ class Freezer:
 
     Raises:
         ScheduleError: (a ValueError) the schedule does not suit the model, or can't be read.
+        TransitionError: (a RuntimeError) the ranks of a process group are not about to do the same.
         FrostlineError: the first transition is not possible. In each case nothing has changed.
 
     >>> import frostline as fl, torch
@@ -116,9 +117,8 @@ class Freezer:
         self.scheduler = scheduler
         self.schedule = as_schedule(schedule)
         traits = self.schedule.traits
-        self._ranks = Ranks(distributed)
-        self._module = self._ranks.unwrap(model)
-        self.model: nn.Module = model
+        self._ranks = Ranks(distributed, model)
+        self._module = self._ranks.module
         self.layout = layout_of(self._module, grain=traits.grain, named=blocks, fixed=fixed)
         self.position = Position(total_given=total_steps, per_epoch_given=steps_per_epoch)
         self._base_rate = base_rate(self.optimizer)
@@ -141,6 +141,10 @@ class Freezer:
         try:
             if traits.scales_rates:
                 self._rates.install()
+            self._ranks.agree(
+                "the start of the schedule",
+                lambda: run_facts(self.schedule, self.layout, self.position),
+            )
             self._state: State = self.schedule.start(self._progress("start", self.position))
             self._decide("start", self.position)
         except BaseException:
@@ -187,10 +191,19 @@ class Freezer:
                 changed.
             TransitionError, FrozenChangedError: as from :meth:`step`.
         """
+        wanted = self._metric_wanted()
         value = self._ranks.same(
-            checked_metric(metric, wanted=self._metric_wanted(), schedule=self.schedule)
+            "the end of an epoch",
+            position_facts(self.position),
+            metric if metric is None else float(metric),
+            lambda value: checked_metric(value, wanted=wanted, schedule=self.schedule),
         )
         self._decide("epoch", self.position.told_of_epoch(), metric=value)
+
+    @property
+    def model(self) -> nn.Module:
+        """What the loop calls: the model as it was given, or the wrapper that spreads it."""
+        return self._ranks.model
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -255,7 +268,11 @@ class Freezer:
                 other parts, or what was frozen has other content here.
             OptimizerError: (a ValueError) the optimizer is another one. Nothing has changed.
         """
-        refuse_misfit(state, self.schedule, self.layout, self._module)
+        self._ranks.agree(
+            "a resume",
+            lambda: resume_facts(state),
+            lambda: refuse_misfit(state, self.schedule, self.layout, self._module),
+        )
         before = self.state_dict()
         try:
             self._go_to(state)
@@ -268,7 +285,9 @@ class Freezer:
         self._watch.remove()
         self._rates.remove()
         self._signals.remove()
-        self._holder.release()
+        with self._ranks.transition():
+            self._holder.release()
+        self._ranks.close()
 
     @property
     def _training(self) -> frozenset[str]:
@@ -322,28 +341,25 @@ class Freezer:
         self._prepare()
 
     def _transition(self, train: frozenset[str], decision: Decision, progress: Progress) -> None:
-        self._watch.refuse_pending()
-        self._ranks.agree(train)
-        self._ranks.align(self._module)
-        first, before = self._holder.trains is None, self._training
-        self._holder.move(train, prove=self._prove)
-        self._look_around()
-        units = [unit.name for unit in self.layout.units]
-        frozen = tuple(name for name in units if name in before - train)
-        thawed = tuple(name for name in units if name in train - before)
-        kind: Kind = "switch" if frozen and thawed else "freeze" if frozen else "thaw"
-        self._events.append(
-            Event(
-                step=progress.step,
-                epoch=progress.epoch,
-                kind="start" if first else kind,
-                why=decision.why,
-                frozen=frozen,
-                thawed=thawed,
-                frozen_blocks=len(set(self.layout.blocks) - train),
-                numbers={k: v for k, v in decision.numbers.items() if math.isfinite(v)},
-            )
+        self._ranks.look()
+        self._ranks.agree(
+            f"the transition at step {progress.step}",
+            lambda: transition_facts(self._module, train, decision, progress),
+            lambda: self._refuse(train),
         )
+        first, before = self._holder.trains is None, self._training
+        self._ranks.align()
+        with self._ranks.transition():
+            self._holder.move(train)
+        self._look_around()
+        kind: Kind | None = "start" if first else None
+        self._events.append(event_of(decision, progress, before=before, train=train, kind=kind))
+
+    def _refuse(self, train: frozenset[str]) -> None:
+        """Raise if this is no moment for a transition, or what thaws was moved while frozen."""
+        self._watch.refuse_pending()
+        if self._prove:
+            self._holder.prove(train)
 
     def _note(self, why: str) -> None:
         """Once for each thing to say."""
@@ -352,9 +368,8 @@ class Freezer:
             self._events.append(Event(step=at.step, epoch=at.epoch, kind="note", why=why))
 
     def _look_around(self) -> None:
-        """After a transition: the model that the loop calls, and whose parameter is whose."""
-        if self._ranks.wraps:
-            self.model = self._ranks.wrap(self._module)
+        """After a transition: which buffers rest, and whose parameter is whose."""
+        self._ranks.rest()
         self._scene = set_scene(self._module, self.layout, self._training)
         self._rates.units = {
             id(p): unit for unit, named in self._scene.units.items() for p in named.values()
@@ -367,8 +382,9 @@ class Freezer:
         self._signals.arm(wanted, self._scene)
 
     def _go_to(self, state: Mapping[str, Any]) -> None:
-        self._holder.release()
-        self._holder.move(frozenset(state["trains"]), prove=False)
+        with self._ranks.transition():
+            self._holder.release()
+            self._holder.move(frozenset(state["trains"]))
         load_optimizer_state(self.optimizer, self._module, state["optimizer"])
         self._holder.mark_kept()
         self._rates.factors = dict(state["rates"])

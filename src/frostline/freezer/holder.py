@@ -62,25 +62,33 @@ class Holder:
         unique = dict.fromkeys(self._owners.values())
         return tuple(handle for handle in unique if handle.names)
 
-    def move(self, train: frozenset[str], *, prove: bool) -> SyncReport:
+    def prove(self, train: frozenset[str]) -> None:
+        """Compare what is about to thaw with what it was when it froze.
+
+        Args:
+            train: names of the units that are to train.
+
+        Raises:
+            FrozenChangedError: some of it had moved while it was frozen.
+        """
+        thawing = train - (self.trains or frozenset())
+        for handle in dict.fromkeys(self._owners[u] for u in thawing if u in self._owners):
+            if handle.names:
+                handle.verify()
+
+    def move(self, train: frozenset[str]) -> SyncReport:
         """Train these units and freeze the others.
 
         Args:
             train: names of units, at least one.
-            prove: compare what is about to thaw with what it was when it froze.
 
         Raises:
-            FrozenChangedError: what is about to thaw had moved while it was frozen.
-            FrostlineError: a part can't be frozen, or the optimizer refuses a parameter.
-            In each case nothing has changed, but that used gradients are dropped.
+            FrostlineError: a part can't be frozen, or the optimizer refuses a parameter. Nothing
+                has changed then, but that used gradients are dropped.
         """
         names = self._layout.names
         now = names if self.trains is None else self.trains
         freezing, thawing = now - train, train - now
-        if prove:
-            for handle in dict.fromkeys(self._owners[u] for u in thawing if u in self._owners):
-                if handle.names:
-                    handle.verify()
         # Whatever was frozen by hand before belongs to the schedule now; undo brings it back.
         fresh_base = self._base is None
         if self._base is None:

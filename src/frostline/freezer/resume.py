@@ -9,7 +9,7 @@ from torch import nn
 
 from frostline.errors import ScheduleError
 from frostline.naming import take_inventory
-from frostline.proof import fingerprint
+from frostline.proof.fingerprint import whole_fingerprint
 from frostline.schedules import Layout, Schedule, to_plain
 from frostline.units import format_names
 
@@ -83,7 +83,7 @@ def _refuse_other_content(frozen: Mapping[str, str], model: nn.Module) -> None:
     tensors = {alias.name: alias.tensor for group in inventory.groups for alias in group.firsts}
     tensors |= {alias.name: alias.tensor for alias in inventory.buffers}
     for name, digest in frozen.items():
-        if name not in tensors or fingerprint(tensors[name]) != digest:
+        if name not in tensors or whole_fingerprint(tensors[name]) != digest:
             raise ScheduleError(
                 f"{name} was frozen with other content: load the model's weights first"
                 " (model.load_state_dict), then the freezer's state"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, SupportsFloat
@@ -35,11 +35,13 @@ class SignalBoard:
 
     Args:
         optimizer: before whose steps gradients are looked at.
-        same: makes a reading the same in all processes.
+        same: makes a reading about the units that are named the same in all processes.
     """
 
     def __init__(
-        self, optimizer: Optimizer, same: Callable[[Reading], Reading] = lambda reading: reading
+        self,
+        optimizer: Optimizer,
+        same: Callable[[Reading, Sequence[str]], Reading] = lambda reading, names: reading,
     ) -> None:
         self._same = same
         self._meters: dict[str, Meter] = {}
@@ -70,7 +72,7 @@ class SignalBoard:
             name: partial(self._read, name) for name in self._armed
         }
         if loss is not None:
-            sources["loss"] = lambda: {"loss": float(loss)}
+            sources["loss"] = lambda: self._same({"loss": float(loss)}, ("loss",))
         return Readings(sources)
 
     def restart(self, names: frozenset[str]) -> None:
@@ -95,7 +97,8 @@ class SignalBoard:
 
     def _read(self, name: str) -> Reading:
         assert self._scene is not None
-        reading = self._same(self._meters[name].read(self._scene))
+        units = [unit.name for unit in self._scene.layout.units]
+        reading = self._same(self._meters[name].read(self._scene), units)
         if not reading:
             self._silent.append(name)
         return reading

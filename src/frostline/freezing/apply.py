@@ -8,10 +8,16 @@ from frostline.collector import collector_paused
 from frostline.errors import PlanError
 from frostline.freezing.boundary import PendingGradients, settle_gradients
 from frostline.freezing.decide import decide, live_groups, refuse_nothing_to_train
+from frostline.freezing.drift import refuse_drift
 from frostline.freezing.flags import NO_WISH, Wish
-from frostline.freezing.frozen import Frozen
+from frostline.freezing.frozen import Frozen, follow_shards
 from frostline.freezing.plan import Plan
-from frostline.freezing.special import refuse_lazy, refuse_observing, refuse_renormalised
+from frostline.freezing.special import (
+    flattening_explained,
+    refuse_lazy,
+    refuse_observing,
+    refuse_renormalised,
+)
 from frostline.naming import take_inventory
 from frostline.selection import Selector, SelectorLike, as_selector
 
@@ -53,7 +59,8 @@ def freeze(
         SelectorError: (a ValueError) a selector matches nothing or is malformed.
         PlanError: (a ValueError) rules are at odds about a tied tensor; nothing is left to train;
             a module would rewrite what is to be frozen (``max_norm``, an active observer).
-        TransitionError: (a RuntimeError) gradients are pending.
+        TransitionError: (a RuntimeError) gradients are pending, or a plan thaws what
+            :func:`unfreeze` would refuse.
         In each case nothing has changed.
 
     >>> import frostline as fl
@@ -101,7 +108,8 @@ def unfreeze(
 
     Raises:
         SelectorError: (a ValueError) the selector matches nothing or is malformed.
-        TransitionError: (a RuntimeError) gradients are pending.
+        TransitionError: (a RuntimeError) gradients are pending; or the model is under a
+            DistributedDataParallel, on several ranks, that would not average what thaws.
 
     >>> import frostline as fl
     >>> from torch import nn
@@ -126,8 +134,10 @@ def _transition(
     lifts_rows: bool = False,
 ) -> Frozen:
     """Check everything first, so that a refusal leaves the model as it was."""
+    follow_shards(model)
     inventory = take_inventory(model)
-    decisions = decide(plan, inventory)
+    with flattening_explained(inventory):
+        decisions = decide(plan, inventory)
     pinned = sorted(also_pinned.find(inventory)) if also_pinned is not None else ()
     refuse_lazy(inventory.groups[index] for index in decisions)
     refuse_renormalised(
@@ -137,6 +147,7 @@ def _transition(
         refuse_nothing_to_train(model, inventory, decisions)
     if wish.held_buffers:
         refuse_observing(inventory, live_groups(inventory, decisions))
+    refuse_drift(model, (inventory.groups[i] for i, act in decisions.items() if act == "train"))
     settle_gradients(inventory, gradients)
     return Frozen(
         model, plan, inventory, decisions, wish=wish, also_pinned=pinned, lifts_rows=lifts_rows

@@ -9,6 +9,7 @@ from torch import nn
 
 from frostline.errors import TransitionError
 from frostline.naming import Inventory
+from frostline.shards import local_part, team_of
 
 PendingGradients = Literal["refuse", "drop"]
 """What to do with gradients that wait for an optimizer step: raise, or throw them away."""
@@ -34,18 +35,21 @@ def settle_gradients(inventory: Inventory, pending: PendingGradients) -> None:
         for _, parameter in waiting:
             parameter.grad = None
         return
-    for name, parameter in waiting:
-        if _is_pending(parameter):
-            raise TransitionError(
-                f"{name} has a gradient, so this may be the middle of a step. Freeze and thaw"
-                " between steps: call optimizer.zero_grad() first, or pass gradients='drop' to"
-                " throw the model's gradients away"
-            )
+    found = next((name for name, parameter in waiting if _is_pending(parameter)), None)
+    team = team_of(parameter for _, parameter in waiting)
+    if team is not None:  # of a sharded gradient this rank's part may be zero, and another's not
+        found = next(filter(None, team.share(found)), None)
+    if found is not None:
+        raise TransitionError(
+            f"{found} has a gradient, so this may be the middle of a step. Freeze and thaw"
+            " between steps: call optimizer.zero_grad() first, or pass gradients='drop' to"
+            " throw the model's gradients away"
+        )
 
 
 def _is_pending(parameter: nn.Parameter) -> bool:
-    gradient = parameter.grad
-    assert gradient is not None
+    assert parameter.grad is not None
+    gradient = local_part(parameter.grad)
     if gradient.is_meta:
         return True
     with torch.no_grad():

@@ -11,7 +11,7 @@ into the user's pickles. A parameter that dies takes its claims along.
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import nn
@@ -65,6 +65,17 @@ def was_thawed(parameter: nn.Parameter) -> bool:
     return id(parameter) in _thawed
 
 
+def hand_on(old: nn.Parameter, new: nn.Parameter) -> None:
+    """Lay on ``new``, which hangs in ``old``'s place by now, all that is known of ``old``."""
+    stack = _stacks.pop(id(old), None)
+    if stack is not None:
+        later = claims_on(new)
+        heir = _stacks[id(new)] = _Stack(new, _forget)
+        heir.claims, heir.key = [*stack.claims, *later], id(new)
+    if was_thawed(old):
+        note_thaw(new)
+
+
 class _Stack(weakref.ref[nn.Parameter]):
     """The claims on one parameter; it removes itself when the parameter dies."""
 
@@ -111,14 +122,19 @@ def lay_claim(
 def release_claims(parameter: nn.Parameter, owner: int) -> None:
     """Undo ``owner``'s claims exactly, as far as no later claim stands on them."""
     claims = claims_on(parameter)
-    while (index := _place(claims, owner)) is not None:
-        _drop(parameter, claims, index)
-        # A thaw that had lifted the freeze just undone, and lifts nothing else, goes with it:
-        # undoing the freeze must not leave "trainable" where "frozen by hand" was before.
-        while index < len(claims) and claims[index].trainable and not freezes(claims[:index]):
-            _drop(parameter, claims, index)
-        if not claims:
-            del _stacks[id(parameter)]
+    trains = _release(claims, owner, trains=parameter.requires_grad)
+    if trains != parameter.requires_grad:
+        parameter.requires_grad = trains
+        if trains:
+            note_thaw(parameter)
+    if not claims:
+        _stacks.pop(id(parameter), None)
+
+
+def would_train(parameter: nn.Parameter, owner: int) -> bool:
+    """Whether the parameter trains once ``owner``'s claims on it are undone."""
+    claims = [replace(claim) for claim in claims_on(parameter)]
+    return _release(claims, owner, trains=parameter.requires_grad)
 
 
 def is_held_frozen(parameter: nn.Parameter) -> bool:
@@ -166,11 +182,20 @@ def _place(claims: list[Claim], owner: int) -> int | None:
     return next((i for i, claim in enumerate(claims) if claim.owner == owner), None)
 
 
-def _drop(parameter: nn.Parameter, claims: list[Claim], index: int) -> None:
+def _release(claims: list[Claim], owner: int, *, trains: bool) -> bool:
+    """Take ``owner``'s claims out of the list; the flag that is left if it was ``trains``."""
+    while (index := _place(claims, owner)) is not None:
+        trains = _drop(claims, index, trains=trains)
+        # A thaw that had lifted the freeze just undone, and lifts nothing else, goes with it:
+        # undoing the freeze must not leave "trainable" where "frozen by hand" was before.
+        while index < len(claims) and claims[index].trainable and not freezes(claims[:index]):
+            trains = _drop(claims, index, trains=trains)
+    return trains
+
+
+def _drop(claims: list[Claim], index: int, *, trains: bool) -> bool:
     claim = claims.pop(index)
-    if index < len(claims):
-        claims[index].before = claim.before
-    elif parameter.requires_grad != claim.before:
-        parameter.requires_grad = claim.before
-        if claim.before:
-            note_thaw(parameter)
+    if index == len(claims):
+        return claim.before
+    claims[index].before = claim.before
+    return trains

@@ -11,7 +11,17 @@ from torch import nn
 
 from frostline.collector import collector_paused
 from frostline.errors import TransitionError
-from frostline.freezing.flags import NO_WISH, Wish, is_held_by, lay_claim, release_claims
+from frostline.freezing.drift import refuse_drift
+from frostline.freezing.flags import (
+    NO_WISH,
+    Wish,
+    hand_on,
+    is_held_by,
+    lay_claim,
+    release_claims,
+    would_train,
+)
+from frostline.freezing.following import keep_orphaned_pins, shards_of
 from frostline.freezing.lifting import Lifted, lift_rows
 from frostline.freezing.modes import Pin, pin_of
 from frostline.freezing.plan import Action, Plan
@@ -19,6 +29,7 @@ from frostline.freezing.standing import settle_modes
 from frostline.freezing.table import freeze_table
 from frostline.naming import Inventory, TensorGroup
 from frostline.proof import Evidence, Proof
+from frostline.shards import note_trainable
 
 _tokens = itertools.count(1)
 # Every handle that may still be asked for a proof. Weak: a dropped handle leaves its freeze in
@@ -98,6 +109,7 @@ class Frozen:
             for parameter in group.named.values():
                 parameter.grad = None
         settle_modes(self.model)
+        note_trainable(self.model)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -125,6 +137,7 @@ class Frozen:
             TransitionError: (a RuntimeError) this handle holds nothing frozen (any more), so
                 there is nothing to prove.
         """
+        follow_shards(self.model)
         if not self._evidence:
             why = "it was undone or thawed" if self._frozen else "it froze nothing"
             raise TransitionError(f"nothing to verify: {why}; verify before undo() or unfreeze()")
@@ -132,6 +145,7 @@ class Frozen:
 
     def fingerprints(self) -> dict[str, str]:
         """Name → fingerprint of each frozen tensor as it is now, to compare across processes."""
+        follow_shards(self.model)
         return self._evidence.fingerprints()
 
     def state_dict(self) -> dict[str, Any]:
@@ -150,9 +164,15 @@ class Frozen:
         """Restore flags, modes and hooks exactly as they were before this call; once.
 
         Calls made since, and not undone, stay in force. Gradients that were dropped are gone.
+
+        Raises:
+            TransitionError: (a RuntimeError) as from :func:`frostline.unfreeze`, where what this
+                froze would thaw under a DistributedDataParallel. Nothing has changed.
         """
         if self._undone:
             return
+        follow_shards(self.model)
+        refuse_drift(self.model, filter(self._would_thaw, self._frozen))
         self._undone = True
         del _handles[self._token]
         later = [h for h in _handles.values() if h.model is self.model and h._token > self._token]
@@ -160,6 +180,7 @@ class Frozen:
         if self._lifted is not None:
             self._lifted.put_down()
         settle_modes(self.model)
+        note_trainable(self.model)
         if not later:
             # A pinned module runs in eval mode whatever its flag says; the flag may have been
             # set by train() since, and is put back all the same.
@@ -169,12 +190,30 @@ class Frozen:
         self._settle()
         _settle_all()
 
+    def _would_thaw(self, group: TensorGroup) -> bool:
+        return any(would_train(parameter, self._token) for parameter in group.named.values())
+
     def _release(self) -> None:
         for group in (*self._frozen, *self._trained, *self._also_pinned):
             for parameter in group.named.values():
                 release_claims(parameter, self._token)
                 if not parameter.requires_grad:
                     parameter.grad = None
+
+    def _follow(self) -> None:
+        """Go over to the shards of those of its parameters that were sharded since."""
+        kinds = (self._frozen, self._trained, self._also_pinned)
+        shards = shards_of(self.model, (a for kind in kinds for g in kind for a in g.aliases))
+        if not shards:
+            return
+        for group in (group for kind in kinds for group in kind):
+            for parameter in group.named.values():
+                if id(parameter) in shards:
+                    hand_on(parameter, shards[id(parameter)])
+        self._evidence.follow(shards)
+        self._frozen, self._trained, self._also_pinned = (
+            tuple(_with_shards(group, shards) for group in kind) for kind in kinds
+        )
 
     def _settle(self) -> None:
         """Keep evidence for exactly what this call holds frozen now."""
@@ -204,6 +243,23 @@ class Frozen:
     def __repr__(self) -> str:
         state = "undone" if self._undone else f"{len(self.names)} parameters held"
         return f"<Frozen '{self.plan}': {state}>"
+
+
+def follow_shards(model: nn.Module) -> None:
+    """Before anything else is done: the freezes of a model hold for what it was sharded into.
+
+    A collective where something was sharded since the last call; nothing where not.
+    """
+    for handle in sorted(_handles.values(), key=lambda handle: handle._token):
+        if handle.model is model:
+            handle._follow()
+    keep_orphaned_pins(model)
+
+
+def _with_shards(group: TensorGroup, shards: dict[int, nn.Parameter]) -> TensorGroup:
+    return TensorGroup(
+        tuple(a._replace(tensor=shards.get(id(a.tensor), a.tensor)) for a in group.aliases)
+    )
 
 
 def _groups(

@@ -16,12 +16,13 @@ from torch import nn
 from frostline.collector import collector_paused
 from frostline.errors import PlanError, SelectorError
 from frostline.freezing.boundary import PendingGradients, settle_gradients
+from frostline.freezing.drift import refuse_drift
 from frostline.freezing.flags import Wish
-from frostline.freezing.frozen import Frozen
+from frostline.freezing.frozen import Frozen, follow_shards
 from frostline.freezing.modes import pin_of
 from frostline.freezing.plan import Action, Plan, Rule
 from frostline.naming import Inventory, take_inventory
-from frostline.proof import fingerprint
+from frostline.proof.fingerprint import whole_fingerprint
 from frostline.selection import glob
 
 _VERSION = 1
@@ -91,6 +92,7 @@ def resume_freeze(
     ('0.weight', '0.bias')
     """
     saved = _checked(state)
+    follow_shards(model)
     inventory = take_inventory(model)
     present = {alias.name: alias.tensor for group in inventory.groups for alias in group.firsts}
     present |= {alias.name: alias.tensor for alias in inventory.buffers}
@@ -98,12 +100,14 @@ def resume_freeze(
     differences = _differences(saved, inventory, renamed)
     if differences:
         raise PlanError(_refusal(differences, repair))
+    decisions = _decisions(saved, inventory, renamed)
+    refuse_drift(model, (inventory.groups[i] for i, act in decisions.items() if act == "train"))
     settle_gradients(inventory, gradients)
     frozen = Frozen(
         model,
         Plan.parse(saved["plan"], source="the saved freeze"),
         inventory,
-        _decisions(saved, inventory, renamed),
+        decisions,
         wish=Wish(eval_mode=saved["pin_eval"], held_buffers=saved["hold_statistics"]),
         also_pinned=_groups_of(inventory, {renamed.get(n, n) for n in saved["pinned_besides"]}),
     )
@@ -164,14 +168,14 @@ def _differences(
         was, now = (entry["shape"], entry["dtype"]), (list(tensor.shape), str(tensor.dtype))
         if was != now:
             found.append(f"{name}: saved as {was[1]} {was[0]}, is {now[1]} {now[0]}")
-        elif entry["frozen"] is not None and entry["frozen"] != fingerprint(tensor):
+        elif entry["frozen"] is not None and entry["frozen"] != whole_fingerprint(tensor):
             found.append(f"{name}: its content is not what was frozen")
     buffers = {alias.name: alias.tensor for alias in inventory.buffers}
     for saved_name, digest in saved["buffers"].items():
         name = renamed.get(saved_name, saved_name)
         if name not in buffers:
             found.append(f"{name}: not in the model")
-        elif digest != fingerprint(buffers[name]):
+        elif digest != whole_fingerprint(buffers[name]):
             found.append(f"{name}: its content is not what was frozen")
     return found
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from frostline.errors import PlanError
+from frostline.errors import PlanError, SelectorError
 from frostline.naming import Inventory, TensorGroup
 
 
@@ -35,6 +36,21 @@ def refuse_renormalised(groups: Iterable[TensorGroup]) -> None:
                     f" max_norm={owner.max_norm}, which rewrites the rows that forward looks up."
                     f" Set max_norm=None first (model.{alias.owner_name}.max_norm = None)"
                 )
+
+
+@contextmanager
+def flattening_explained(inventory: Inventory) -> Iterator[None]:
+    """Where a selector finds nothing, say so if it is FSDP1 that has made one tensor of many."""
+    try:
+        yield
+    except SelectorError as error:
+        if any(group.name.endswith("_flat_param") for group in inventory.groups):
+            raise SelectorError(
+                f"{error} FullyShardedDataParallel has made one flat parameter of all in each of"
+                " its units, which can only be frozen as a whole: wrap with use_orig_params=True,"
+                " or shard with torch.distributed.fsdp.fully_shard"
+            ) from error
+        raise
 
 
 def refuse_observing(inventory: Inventory, live: Iterable[TensorGroup]) -> None:

@@ -14,6 +14,7 @@ from frostline.proof.changes import Change
 from frostline.proof.evidence import Witnessed, change_in
 from frostline.proof.fingerprint import has_plain_content, quick_key
 from frostline.proof.reference import take_references
+from frostline.shards import local_part, present
 
 
 class Watched:
@@ -53,7 +54,8 @@ class Watched:
     def now(self) -> Tensor | None:
         """The tensor that is found there at this moment."""
         held: dict[str, Tensor | None] = self.owner.__dict__[self._listing]
-        return held.get(self._attribute)
+        found = held.get(self._attribute)
+        return found if found is self.tensor else present(self.tensor, found)
 
     def looks_written(self) -> bool:
         """Whether torch itself counted a write; many writes go uncounted."""
@@ -99,7 +101,7 @@ class Watched:
             value = reference.values.reshape(reference.shape)
         # Through .data: the graph of a backward that is still to come may hold this tensor, and a
         # write that autograd sees would make it refuse.
-        target = self.tensor.data
+        target = local_part(self.tensor.data)
         if target.shape == value.shape and target.dtype == value.dtype:
             target.copy_(value)
         else:
@@ -115,7 +117,8 @@ def watch(aliases: Iterable[Alias], *, keep: bool, moment: int, step: int) -> li
     with torch.no_grad():
         if keep:
             references = take_references(tensors, budget_bytes=math.inf)
-            values = [None if has_plain_content(t) else t.detach().clone() for t in tensors]
+            parts = [local_part(tensor) for tensor in tensors]
+            values = [None if has_plain_content(p) else p.detach().clone() for p in parts]
         else:
             references = take_references(tensors)
             values = [None] * len(tensors)

@@ -81,7 +81,7 @@ _CAUSES: tuple[tuple[Callable[[Suspect], bool], str], ...] = (
         _was_replaced,
         (
             "the parameter was replaced by another object: load_state_dict(assign=True), or an"
-            " assignment to the module; freeze after loading"
+            " assignment to the module; freeze after loading. Or it was written to, then sharded"
         ),
     ),
     (

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,8 +14,10 @@ from frostline.errors import FrozenChangedError
 from frostline.naming import Alias, tensor_bytes, walk_modules
 from frostline.proof.causes import Suspect, likely_cause
 from frostline.proof.changes import Change, Proof, describe
-from frostline.proof.fingerprint import fingerprint
-from frostline.proof.reference import Reference, movement, take_references
+from frostline.proof.fingerprint import whole_fingerprint
+from frostline.proof.offloaded import content_of
+from frostline.proof.reference import Reference, movement, shape_of, take_references
+from frostline.shards import is_spread, local_part, present, team_of, whole
 
 
 class Witnessed(NamedTuple):
@@ -37,7 +40,8 @@ class Witnessed(NamedTuple):
         """The tensor that is found there at this moment."""
         owner = self.alias.owner
         held = owner._parameters if self.kind == "parameter" else owner._buffers
-        return held.get(self.key)
+        found = present(self.alias.tensor, held.get(self.key))
+        return None if found is None else content_of(owner, self.key, found)
 
 
 class Evidence:
@@ -78,7 +82,7 @@ class Evidence:
             return
         new = [alias for name, alias in wanted.items() if name not in self._witnessed]
         with torch.no_grad():
-            references = take_references([alias.tensor for alias in new])
+            references = take_references([_content(alias) for alias in new])
         recorded = {
             alias.name: Witnessed(alias=alias, reference=reference)
             for alias, reference in zip(new, references, strict=True)
@@ -86,9 +90,28 @@ class Evidence:
         self._witnessed = {name: recorded.get(name) or self._witnessed[name] for name in wanted}
 
     def fingerprints(self) -> dict[str, str]:
-        """Name → fingerprint of what is there now, to be kept across processes."""
-        present = {name: entry.now() for name, entry in self._witnessed.items()}
-        return {name: fingerprint(tensor) for name, tensor in present.items() if tensor is not None}
+        """Name → fingerprint of what is there now, to be kept across processes.
+
+        Of a tensor that is spread over ranks, that of the whole: all ranks call this together.
+        """
+        found = {name: entry.now() for name, entry in self._witnessed.items()}
+        return {name: whole_fingerprint(held) for name, held in found.items() if held is not None}
+
+    def follow(self, shards: Mapping[int, Tensor]) -> None:
+        """Go over from tensors to their shards, if those hold what the tensors held.
+
+        Each is gathered once, by all ranks together. One that holds something else is left with
+        what it held before, and the next proof names it.
+
+        Args:
+            shards: identity of a tensor → what hangs in its place.
+        """
+        for name, entry in self._witnessed.items():
+            shard = shards.get(id(entry.alias.tensor))
+            if shard is not None and movement(entry.reference, whole(shard)) is None:
+                alias = entry.alias._replace(tensor=shard)
+                (reference,) = take_references([shard])
+                self._witnessed[name] = Witnessed(alias=alias, reference=reference)
 
     def changes(self) -> list[Change]:
         """The covered tensors that are not bitwise what they were, in the model's order."""
@@ -98,9 +121,18 @@ class Evidence:
             return [change for change in found if change is not None]
 
     def verify(self) -> Proof:
-        """Compare every tensor; raises FrozenChangedError that names each one that moved."""
+        """Compare every tensor; raises FrozenChangedError that names each one that moved.
+
+        Where tensors are spread over ranks each rank compares its part, and all of them come to
+        one verdict: they call this together.
+        """
         start = time.perf_counter()
+        entries = self._witnessed
+        team = team_of(entry.alias.tensor for entry in entries.values())
         changes = self.changes()
+        if team is not None:
+            found = team.share(changes) if team.any(bool(changes)) else []
+            changes = _one_verdict(found, {n: e.alias.tensor for n, e in entries.items()})
         if changes:
             raise FrozenChangedError(describe(changes, len(self)), changes)
         return Proof(
@@ -126,24 +158,59 @@ def change_in(entry: Witnessed, places: Places | None = None) -> Change | None:
     moved = None if now is None else movement(entry.reference, now)
     if now is not None and moved is None:
         return None
-    suspect = Suspect(key=entry.key, owner=entry.alias.owner, was=entry.alias.tensor, now=now)
-    converted = now is not None and moved is not None and entry.reference.dtype != now.dtype
-    whole = moved is not None and moved.compared == entry.reference.elements
-    partly = moved is not None and moved.compared > 0 and not whole
+    entirely = moved is not None and moved.compared == entry.reference.elements
+    partly = moved is not None and moved.compared > 0 and not entirely
     return Change(
         name=entry.alias.name,
         kind=entry.kind,
         elements=entry.reference.elements,
-        moved=moved.moved if moved and whole else None,
+        moved=moved.moved if moved and entirely else None,
         max_abs=moved.max_abs if moved else float("nan"),
         sampled=(moved.compared, moved.moved) if moved and partly else None,
-        cause=_conversion(entry.reference, now) if converted else likely_cause(suspect),
+        cause=_cause(entry, now),
     )
 
 
-def _conversion(reference: Reference, now: Tensor | None) -> str:
-    assert now is not None
-    return f"it was converted from {reference.dtype} to {now.dtype}: convert first, then freeze"
+def _content(alias: Alias) -> Tensor:
+    return content_of(alias.owner, alias.name.rpartition(".")[2], alias.tensor)
+
+
+def _one_verdict(found: Sequence[list[Change]], tensors: Mapping[str, Tensor]) -> list[Change]:
+    """What all ranks found, as one list in the model's order, each tensor once."""
+    by_name: dict[str, list[tuple[int, Change]]] = {}
+    for rank, changes in enumerate(found):
+        for change in changes:
+            by_name.setdefault(change.name, []).append((rank, change))
+    return [_joined(tensors[name], by_name[name]) for name in tensors if name in by_name]
+
+
+def _joined(tensor: Tensor, parts: list[tuple[int, Change]]) -> Change:
+    """One change of the changes of a tensor's parts, and the ranks on which they lie."""
+    changes = [change for _, change in parts]
+    ranks = ", ".join(str(rank) for rank, _ in parts)
+    cause = f"{changes[0].cause} (found on rank {ranks})"
+    unknown = any(change.moved is None for change in changes)
+    if unknown or not is_spread(tensor):  # a buffer that every rank has to itself
+        return replace(changes[0], cause=cause)
+    return replace(
+        changes[0],
+        elements=tensor.numel(),
+        moved=sum(change.moved or 0 for change in changes),
+        max_abs=max(change.max_abs for change in changes),
+        cause=cause,
+    )
+
+
+def _cause(entry: Witnessed, now: Tensor | None) -> str:
+    was = entry.reference
+    if now is not None and was.dtype != now.dtype:
+        return f"it was converted from {was.dtype} to {now.dtype}: convert first, then freeze"
+    if now is entry.alias.tensor and was.shape != shape_of(local_part(now)):
+        return (
+            "it was cut to another shape, as FullyShardedDataParallel does: wrap first, then freeze"
+        )
+    suspect = Suspect(key=entry.key, owner=entry.alias.owner, was=entry.alias.tensor, now=now)
+    return likely_cause(suspect)
 
 
 def _places(root: nn.Module) -> Places:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from frostline.nests import inner_tensors
+from frostline.shards import local_part, whole
 
 # Large enough that a call's overhead vanishes, small enough to be no second copy of the weights.
 _PIECE_BYTES = 8 << 20
@@ -46,7 +47,8 @@ def fingerprint(tensor: Tensor) -> str:
 
     Two tensors have the same fingerprint if they hold the same bits in the same logical order,
     whatever their strides, storage or device; NaN equals the same NaN, and 0.0 differs from -0.0.
-    Sparse, quantised, nested and wrapper-subclass tensors are hashed by their parts. A tensor
+    Sparse, quantised, nested and wrapper-subclass tensors are hashed by their parts, a tensor that
+    is spread over ranks (FSDP2, tensor parallel) by the part that lies on this one. A tensor
     without content (meta, lazy) is hashed by dtype and shape. Nothing larger than 8 MiB is copied.
 
     Args:
@@ -66,6 +68,18 @@ def fingerprint(tensor: Tensor) -> str:
     return str(digest.hexdigest())
 
 
+def whole_fingerprint(tensor: Tensor) -> str:
+    """The fingerprint of a tensor as it would be in one process, also if it is spread over ranks.
+
+    Then it is gathered, which all ranks have to do together; otherwise it is :func:`fingerprint`.
+
+    >>> import torch
+    >>> whole_fingerprint(torch.ones(3)) == fingerprint(torch.ones(3))
+    True
+    """
+    return fingerprint(tensor if is_lazy(tensor) else whole(tensor))
+
+
 def quick_key(tensor: Tensor) -> Hashable:
     """A key of the content as it lies in memory, for looking at one tensor again and again.
 
@@ -77,6 +91,8 @@ def quick_key(tensor: Tensor) -> Hashable:
     >>> quick_key(ones) == quick_key(torch.ones(3)), quick_key(ones) == quick_key(torch.zeros(3))
     (True, False)
     """
+    if type(tensor) not in _PLAIN_TYPES:
+        tensor = local_part(tensor)
     dtype = tensor.dtype
     if type(tensor) not in _PLAIN_TYPES or dtype not in _NUMPY_DTYPES or not tensor.is_cpu:
         return fingerprint(tensor)

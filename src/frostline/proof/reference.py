@@ -20,6 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from frostline.naming import tensor_bytes
 from frostline.proof.fingerprint import as_bytes, fingerprint, has_plain_content
+from frostline.shards import local_part
 
 COPY_BUDGET_BYTES = 64 << 20
 """Bytes of copies that one freeze may hold, smallest tensors first."""
@@ -66,10 +67,13 @@ def take_references(
 ) -> list[Reference]:
     """Record tensors as they are now, in the order given; copies stay within the budget.
 
+    Of a tensor that is spread over ranks, this rank's part is recorded, here and below.
+
     Args:
         tensors: what to record.
         budget_bytes: bytes of copies to hold at most; COPY_BUDGET_BYTES by default.
     """
+    tensors = [local_part(tensor) for tensor in tensors]
     budget = COPY_BUDGET_BYTES if budget_bytes is None else budget_bytes
     references = [_without_content(tensor) for tensor in tensors]
     sizes = {n: tensor_bytes(tensors[n]) for n, known in enumerate(references) if known is None}
@@ -90,7 +94,8 @@ def take_references(
 
 def movement(reference: Reference, tensor: Tensor) -> Movement | None:
     """None if ``tensor`` holds exactly what it held; else how far it moved."""
-    if tensor.dtype != reference.dtype or _shape(tensor) != reference.shape:
+    tensor = local_part(tensor)
+    if tensor.dtype != reference.dtype or shape_of(tensor) != reference.shape:
         return Movement(compared=0, moved=0, max_abs=float("nan"))
     if reference.digest is None and reference.values is None:
         return None if tensor.is_meta else Movement(compared=0, moved=0, max_abs=float("nan"))
@@ -135,7 +140,7 @@ def _copies(tensors: list[Tensor]) -> Sequence[Tensor]:
 
 def _copied(tensor: Tensor, values: Tensor) -> Reference:
     return Reference(
-        shape=_shape(tensor),
+        shape=shape_of(tensor),
         dtype=tensor.dtype,
         elements=values.numel(),
         digest=None,
@@ -145,7 +150,7 @@ def _copied(tensor: Tensor, values: Tensor) -> Reference:
 
 def _sample(tensor: Tensor) -> Reference:
     return Reference(
-        shape=_shape(tensor),
+        shape=shape_of(tensor),
         dtype=tensor.dtype,
         elements=tensor.numel(),
         digest=fingerprint(tensor),
@@ -153,7 +158,8 @@ def _sample(tensor: Tensor) -> Reference:
     )
 
 
-def _shape(tensor: Tensor) -> tuple[int, ...] | None:
+def shape_of(tensor: Tensor) -> tuple[int, ...] | None:
+    """Its shape; None for a nested tensor, which has no single one."""
     return None if tensor.is_nested else tuple(tensor.shape)
 
 

@@ -117,13 +117,17 @@ class Surroundings:
                 self._keep(value)
 
     def _keep(self, value: Any) -> None:
+        # Exact types first: modules have dozens of attributes, and isinstance asks metaclasses.
+        if type(value) in _SCALARS:
+            return
+        if type(value) in _CONTAINERS:
+            if id(value) not in self._containers:
+                self._containers[id(value)] = (value, value.copy())
+            return
         if isinstance(value, GENERATORS):
             self._generators.append((value, generator_state(value)))
             return
         if isinstance(value, (*_NO_STATE, *_SCALARS)):
-            return
-        if type(value) in _CONTAINERS:
-            self._containers.setdefault(id(value), (value, value.copy()))
             return
         held = getattr(value, "__dict__", None)
         if isinstance(held, dict) and not f"{type(value).__module__}.".startswith(_LIBRARIES):
@@ -160,6 +164,8 @@ def _content(cell: CellType) -> Any:
 
 def _refill(container: Any, content: Any) -> None:
     """Give a container the content of its copy, if it has another."""
+    if not container and not content:
+        return
     if len(container) == len(content) and all(
         one is other for one, other in zip(_parts(container), _parts(content), strict=True)
     ):
