@@ -54,6 +54,25 @@ def test_gradient_norms() -> None:
     assert set(readings["gradient_norms"]) == {"stem", "layers.0", "layers.1", "head"}
 
 
+@pytest.mark.parametrize("named", [False, True], ids=["by position", "by name"])
+def test_gradients_that_a_closure_computes(named: bool) -> None:
+    bench = Bench("gradient_norms")
+    bench.step(seed=1)  # its gradients are not those of the step that counts
+    inputs, targets = batch(2)
+
+    def closure():
+        bench.optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(bench.model(inputs), targets)
+        loss.backward()
+        closure.gradients = [p.grad.flatten().clone() for p in bench.model.head.parameters()]
+        return loss
+
+    loss = bench.optimizer.step(closure=closure) if named else bench.optimizer.step(closure)
+    assert loss.requires_grad
+    norm = torch.cat(closure.gradients).norm()
+    assert bench.board.readings()["gradient_norms"]["head"] == pytest.approx(float(norm))
+
+
 def test_a_weight_of_zeros_has_no_ratio() -> None:
     bench = Bench("relative_gradients")
     nn.init.zeros_(bench.model.head.weight)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch.optim import Optimizer
 
 from frostline.errors import OptimizerError, ScheduleError
+from frostline.optim.wrappers import bare_optimizer
 from frostline.proof.trial import moves_without_gradient
 from frostline.schedules import (
     Decision,
@@ -42,15 +43,12 @@ def as_schedule(given: object) -> Schedule:
 
 def inner_optimizer(given: object) -> Optimizer:
     """The optimizer of which the steps are made: without a wrapper such as Accelerate's."""
-    inner = given
-    while isinstance(wrapped := getattr(inner, "optimizer", None), Optimizer):
-        inner = wrapped
-    if not isinstance(inner, Optimizer):
+    if not isinstance(given, Optimizer):
         raise OptimizerError(
             f"expected a torch.optim.Optimizer, got {type(given).__name__}; fl.Freezer takes the"
             " model, then the optimizer"
         )
-    return inner
+    return bare_optimizer(given)
 
 
 def base_rate(optimizer: Optimizer) -> float:

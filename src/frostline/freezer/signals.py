@@ -48,7 +48,7 @@ class SignalBoard:
         self._armed: frozenset[str] = frozenset()
         self._silent: list[str] = []
         self._scene: Scene | None = None
-        self._handle = optimizer.register_step_pre_hook(self._look)
+        self._handle = optimizer.register_step_pre_hook(self._before_step)
 
     def arm(self, names: frozenset[str], scene: Scene) -> None:
         """Take these signals in the step that comes.
@@ -108,7 +108,27 @@ class SignalBoard:
         silent, self._silent = self._silent, []
         return silent
 
-    def _look(self, *_: object) -> None:
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Look at the gradients; where a closure is still to compute them, after its first call."""
+        closure = kwargs.get("closure") or next(filter(callable, args[1:]), None)
+        if closure is None:
+            self._look()
+            return args, kwargs
+        is_first = True
+
+        def looking() -> Any:
+            nonlocal is_first
+            loss = closure()
+            if is_first:
+                self._look()
+            is_first = False
+            return loss
+
+        return args[:1], {**kwargs, "closure": looking}
+
+    def _look(self) -> None:
         if self._scene is not None:
             for name in self._armed:
                 self._meters[name].look(self._scene)
