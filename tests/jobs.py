@@ -16,6 +16,7 @@ from frostline.finetune.interrupts import Interrupted
 from frostline.finetune.watcher import Silent
 
 FINISHED = {
+    "base.json",
     "config.yaml",
     "frozen.json",
     "metrics.jsonl",
@@ -69,6 +70,7 @@ def read(run: Path, name: str) -> dict[str, Any]:
     return json.loads((run / name).read_text())
 
 
-def history(run: Path) -> list[tuple[int, float, float]]:
+def history(run: Path) -> list[dict[str, Any]]:
+    """The run's metrics, without its times."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [(line["epoch"], line["loss"], line["accuracy"]) for line in lines]
+    return [{name: line[name] for name in line if name != "seconds"} for line in lines]

@@ -52,6 +52,35 @@ def parse_yaml(text: str, *, source: str, error: Callable[[str], Exception]) -> 
     return document
 
 
+def lines_of(text: str) -> dict[tuple[str, ...], int]:
+    r"""Where each key and item of a YAML document stands: path → line, counted from 1.
+
+    Args:
+        text: a document that :func:`parse_yaml` could read.
+
+    >>> lines_of("a: 1\nb:\n  c: [2]")
+    {('a',): 1, ('b',): 2, ('b', 'c'): 3, ('b', 'c', '0'): 3}
+    """
+    found: dict[tuple[str, ...], int] = {}
+    waiting: list[tuple[tuple[str, ...], yaml.Node | None]] = [((), yaml.compose(text))]
+    walked: set[int] = set()  # by identity: aliases make one node stand in many places
+    while waiting:
+        path, node = waiting.pop(0)
+        if node is None or id(node) in walked:
+            continue
+        walked.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            inner = [((*path, str(n)), item, item) for n, item in enumerate(node.value)]
+        elif isinstance(node, yaml.MappingNode):
+            inner = [((*path, str(key.value)), key, value) for key, value in node.value]
+        else:
+            continue
+        for below, at, value in inner:
+            found[below] = at.start_mark.line + 1
+            waiting.append((below, value))
+    return found
+
+
 def _repeated_key(document: yaml.Node | None) -> yaml.Node | None:
     """A key that its mapping has already: PyYAML would take the last of two and say nothing."""
     waiting = [document]

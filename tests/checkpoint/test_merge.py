@@ -179,14 +179,17 @@ def test_a_folder_keeps_its_shards_and_what_lies_beside(tmp_path: Path, suffix: 
     assert same(found, contents(model))
 
 
-def test_the_configuration_of_the_tuned_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_told", [True, False], ids=["told", "beside-the-delta"])
+def test_the_configuration_of_the_tuned_model(tmp_path: Path, is_told: bool) -> None:
     base, model = tuned()
     shards(base, tmp_path / "base")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text('{"labels": 3}')
     delta = tmp_path / "run" / "d.safetensors"
     save_trained(model, delta)
-    merge_delta(tmp_path / "base", delta, tmp_path / "out", config=tmp_path / "run")
+    config = tmp_path / "run" if is_told else None
+    merged = merge_delta(tmp_path / "base", delta, tmp_path / "out", config=config)
+    assert merged.config == tmp_path / "run"
     assert (tmp_path / "out" / "config.json").read_text() == '{"labels": 3}'
     assert not (tmp_path / "out" / "d.safetensors").exists()
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from frostline.cli.finetune_view import Display, show
 from frostline.finetune.metrics import EpochMetrics
 from frostline.finetune.result import (
-    Accuracy,
     Cost,
+    Measure,
     ProofReport,
     ReplayReport,
     Result,
@@ -27,10 +27,15 @@ RESULT = Result(
     run=Path("runs/digits-cnn-20250131-123005"),
     model="digits-cnn",
     data="digits",
+    kind="custom",
+    followed="accuracy",
     epochs=10,
+    best_epoch=10,
     train_seconds=1.25,
     trained=Trained(rules="freeze: **; train: head", parameters=645, of=130_533),
-    accuracy=Accuracy(before=0.2, after=0.9778, held_out=225),
+    accuracy=Measure(before=0.2, after=0.9778, held_out=225),
+    loss=Measure(before=1.5, after=0.0625, held_out=225),
+    f1=None,
     proof=ProofReport(parameters=12, buffers=12, seconds=0.0012, changes=()),
     saved=Savings(
         frozen=Cost(
@@ -57,6 +62,8 @@ VIEW = """
     next frostline inspect runs/digits-cnn-20250131-123005/model.safetensors
 """
 
+EPOCH = EpochMetrics(epoch=1, loss=0.5, accuracy=0.75, held_out_loss=0.25, f1=None, seconds=0.1)
+
 MOVED = Change(
     name="stem.1.running_mean",
     kind="buffer",
@@ -78,6 +85,37 @@ def test_the_view_of_a_run(width):
     text = shown(RESULT, width)
     assert " ".join(text.split()) == " ".join(line.strip() for line in VIEW.splitlines()).strip()
     assert max(map(len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        pytest.param(
+            {"kind": "image-classification", "data": "photos", "best_epoch": 7},
+            "accuracy 20.0% (the head is new) → 97.8% on 225 held-out images; 10 epochs (kept: 7)"
+            " in 1.25 s",
+            id="images-and-the-best-epoch",
+        ),
+        pytest.param(
+            {"kind": "causal-lm", "data": "books", "followed": "loss", "epochs": 1},
+            "perplexity 4.482 → 1.064 on 225 held-out blocks of text; 1 epoch (kept: 10)",
+            id="perplexity",
+        ),
+        pytest.param(
+            {
+                "kind": "token-classification",
+                "data": "names",
+                "model": "bert",
+                "followed": "f1",
+                "f1": Measure(before=0.0, after=0.5, held_out=225),
+            },
+            "F1 0.0% → 50.0% on 225 held-out texts; 10 epochs in 1.25 s accuracy 20.0% → 97.8%",
+            id="tokens",
+        ),
+    ],
+)
+def test_each_task_is_told_by_its_own_measure(fields, line):
+    assert line in " ".join(shown(replace(RESULT, **fields)).split())
 
 
 def test_the_view_of_a_proof_that_failed():
@@ -158,7 +196,7 @@ def test_progress_on_a_terminal_and_elsewhere(terminal):
         display.begin(epochs=2, done=0, steps=1)
         for epoch in (1, 2):
             display.step(0.5)
-            display.epoch(EpochMetrics(epoch=epoch, loss=0.5, accuracy=0.75, seconds=0.1))
+            display.epoch(replace(EPOCH, epoch=epoch))
         display.measuring()
     written = stream.getvalue()
     assert "a [note]\n" in written

@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from frostline.checkpoint import fingerprints
 from frostline.errors import ConfigError
 from frostline.finetune.checkpointing import Progress, fill, pack, unpack
+from frostline.finetune.scoring import Scores
 
-PROGRESS = Progress(epoch=3, accuracy_before=0.2, accuracy=0.9, seconds=1.5)
+SCORES = Scores(loss=0.5, accuracy=0.9, f1=None, samples=10)
+PROGRESS = Progress(epoch=3, before=SCORES, best=SCORES, best_epoch=2, seconds=1.5)
 
 
 class Tied(nn.Module):
@@ -27,28 +30,40 @@ class Tied(nn.Module):
         return self.two(self.one(x))
 
 
+def begun() -> nn.Module:
+    torch.manual_seed(3)
+    return Tied()
+
+
+BASE = fingerprints(begun())
+
+
 def trained() -> tuple[nn.Module, torch.optim.Optimizer]:
-    model = Tied()
+    model = begun()
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     return model, optimizer
 
 
+def packed(model: nn.Module, optimizer: torch.optim.Optimizer, held: set[str] = frozenset()):
+    return pack(PROGRESS, model, BASE, {"training": optimizer.state_dict()}, held=held)
+
+
 def test_round_trip(tmp_path):
     model, optimizer = trained()
     file = tmp_path / "checkpoint.pt"
-    file.write_bytes(pack(PROGRESS, model, optimizer))
-    progress, tensors, state = unpack(file)
-    assert progress == PROGRESS
-    other = Tied()
-    fill(other, tensors)
+    file.write_bytes(packed(model, optimizer))
+    saved = unpack(file)
+    assert saved.progress == PROGRESS
+    other = begun()
+    fill(other, saved.tensors, BASE)
     assert other.two.weight is other.one.weight
     assert torch.equal(other.one.weight, model.one.weight)
     assert torch.equal(other.two.bias, model.two.bias)
     assert other.seen.tolist() == [1, 1]
     restored = torch.optim.AdamW(other.parameters())
-    restored.load_state_dict(state)
+    restored.load_state_dict(saved.states["training"])
     for mine, theirs in zip(other.parameters(), model.parameters(), strict=True):
         for key, value in optimizer.state[theirs].items():
             assert torch.equal(restored.state[mine][key], value)
@@ -58,9 +73,26 @@ def test_a_later_step_does_not_change_it(tmp_path):
     model, optimizer = trained()
     before = copy.deepcopy(model.one.weight)
     file = tmp_path / "checkpoint.pt"
-    file.write_bytes(pack(PROGRESS, model, optimizer))
+    file.write_bytes(packed(model, optimizer))
     optimizer.step()
-    assert torch.equal(unpack(file)[1]["one.weight"], before)
+    assert torch.equal(unpack(file).tensors["one.weight"], before)
+
+
+def test_what_is_held_and_has_not_moved_is_left_to_the_model(tmp_path):
+    model, optimizer = trained()
+    with torch.no_grad():
+        model.two.bias.copy_(begun().two.bias)
+    file = tmp_path / "checkpoint.pt"
+    file.write_bytes(packed(model, optimizer, held={"two.bias", "one.bias"}))
+    # one.bias has moved although it was held, which the proof at the end must be able to see.
+    assert unpack(file).tensors.keys() == {"one.weight", "one.bias", "seen"}
+    other = begun()
+    fill(other, unpack(file).tensors, BASE)
+    assert torch.equal(other.two.bias, model.two.bias)
+    with torch.no_grad():
+        other.two.bias += 1
+    with pytest.raises(ConfigError, match=r"two\.bias differs\. Give it back the weights"):
+        fill(other, unpack(file).tensors, BASE)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +108,7 @@ def test_a_later_step_does_not_change_it(tmp_path):
 )
 def test_a_damaged_checkpoint(tmp_path, damage, reason):
     file = tmp_path / "checkpoint.pt"
-    file.write_bytes(pack(PROGRESS, *trained()))
+    file.write_bytes(packed(*trained()))
     damage(file)
     with pytest.raises(ConfigError, match=f"can't be resumed: checkpoint.pt: {reason}"):
         unpack(file)
@@ -88,7 +120,7 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path):
             return (exec, ("raise SystemExit('it ran')",))
 
     file = tmp_path / "checkpoint.pt"
-    torch.save({"progress": Attack(), "tensors": {}, "optimizer": {}}, file)
+    torch.save({"progress": Attack(), "tensors": {}, "states": {}}, file)
     with pytest.raises(ConfigError, match="it is damaged"):
         unpack(file)
 
@@ -104,10 +136,10 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path):
 )
 def test_a_model_that_changed_since_is_refused_and_left_as_it_is(tmp_path, change, name):
     file = tmp_path / "checkpoint.pt"
-    file.write_bytes(pack(PROGRESS, *trained()))
-    model = Tied()
+    file.write_bytes(packed(*trained()))
+    model = begun()
     change(model)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ConfigError, match=f"can't be resumed: {name} differs"):
-        fill(model, unpack(file)[1])
+        fill(model, unpack(file).tensors, BASE)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())

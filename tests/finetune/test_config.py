@@ -48,6 +48,8 @@ def test_flags_win_over_the_file(tmp_path):
         pytest.param("replay: on", "replay", "on", id="what-yaml-takes-for-true"),
         pytest.param("replay: off", "replay", "off", id="what-yaml-takes-for-false"),
         pytest.param("replay: some/folder", "replay", "some/folder", id="a-folder"),
+        pytest.param("mixed_precision: no", "mixed_precision", "no", id="yamls-no"),
+        pytest.param("columns: {text: body}", "columns", {"text": "body"}, id="columns"),
         pytest.param("\ufeffepochs: 2", "epochs", 2, id="byte-order-mark"),
         pytest.param(
             "optimizer_options: {betas: [0.9, 0.95]}",
@@ -88,9 +90,9 @@ def test_a_flag_that_says_what_to_train_replaces_all_of_the_file(
         pytest.param("lr: 1\nlr: 2", "lr is given twice, in line 2 again", id="twice"),
         pytest.param("lr: 2024-13-45", "a value that YAML can't read: month", id="a-bad-date"),
         pytest.param(
-            "epoch: 3", "job.yaml: epoch: .* no such field; did you mean epochs", id="near"
+            "epoch: 3", "job.yaml, line 1: epoch: .* no such field; did you mean epochs", id="near"
         ),
-        pytest.param("momentum: 3", "no such field; known are model, data, train", id="unknown"),
+        pytest.param("momentum: 3", "no such field; known are model, data, task", id="unknown"),
         pytest.param("epochs: 0", "epochs: got 0, expected greater than or equal to 1", id="zero"),
         pytest.param("epochs: 2.5", "epochs: got 2.5, expected a valid integer", id="a-fraction"),
         pytest.param("epochs: yes", "epochs: got True, expected a number", id="a-word"),
@@ -101,7 +103,18 @@ def test_a_flag_that_says_what_to_train_replaces_all_of_the_file(
         pytest.param("batch_size: -1", "batch_size: got -1", id="negative"),
         pytest.param("weight_decay: -0.1", "weight_decay: got -0.1", id="negative-decay"),
         pytest.param("seed: -1", "seed: got -1", id="negative-seed"),
-        pytest.param("data: mnist", "data: got 'mnist', expected 'digits'", id="other-data"),
+        pytest.param("data: ''", "data: got '', expected .* at least 1 char", id="no-data"),
+        pytest.param("task: regression", "task: got 'regression', expected 'image-", id="task"),
+        pytest.param("held_out: 1", "held_out: got 1, expected less than 1", id="all-held-out"),
+        pytest.param("mixed_precision: fp8", "got 'fp8', expected 'no', 'bf16'", id="precision"),
+        pytest.param("warmup: 1", "warmup: got 1, expected less than 1", id="warmup"),
+        pytest.param("lr_schedule: step", "got 'step', expected 'constant'", id="lr-schedule"),
+        pytest.param(
+            "epochs: 2\n\ncolumns:\n  text: body\n  label: 3",
+            r"job.yaml, line 5: columns: got 3, expected a valid string",
+            id="line-of-what-is-inside",
+        ),
+        pytest.param("lr: 1\n# no\nepochs: 0", "job.yaml, line 3: epochs: got 0", id="line"),
         pytest.param("train: on", "train: got True, expected a selector or a list", id="train-on"),
         pytest.param("train: [3]", r"train: got \[3\], expected a selector", id="train-number"),
         pytest.param("train: a\nfreeze: b", "train and freeze can't go together", id="both"),

@@ -32,7 +32,7 @@ def test_the_run_folder_says_what_was_done(tmp_path):
     config = quick(tmp_path, train=["head"])
     result = job.start(config)
     assert str(Plan.load(result.run / "plan.yaml")) == "freeze: **; train: head"
-    assert [epoch for epoch, _, _ in history(result.run)] == [1, 2, 3]
+    assert [line["epoch"] for line in history(result.run)] == [1, 2, 3]
     assert read(result.run, "result.json") == result.to_json()
     assert read(result.run, "status.json") == {
         "state": "finished",

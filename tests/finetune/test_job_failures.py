@@ -6,10 +6,11 @@ import errno
 from pathlib import Path
 
 import pytest
+import torch
 from jobs import UNFINISHED, Calls, files, history, quick, read
 
 from frostline.errors import ConfigError, OutputError
-from frostline.finetune import job
+from frostline.finetune import concluding, job
 from frostline.finetune.watcher import Silent
 
 pytestmark = pytest.mark.usefixtures("swift")
@@ -75,17 +76,34 @@ def raise_(error: Exception) -> None:
 
 def test_if_the_status_cannot_be_written_either_the_first_error_is_shown(tmp_path, full_disk):
     full_disk("status.json", after=2)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        job.start(quick(tmp_path), Calls(lambda: raise_(RuntimeError("out of memory")), 1))
+    with pytest.raises(RuntimeError, match="a cable came loose"):
+        job.start(quick(tmp_path), Calls(lambda: raise_(RuntimeError("a cable came loose")), 1))
 
 
 def test_any_error_is_noted_and_the_run_can_go_on(tmp_path):
-    with pytest.raises(RuntimeError, match="out of memory"):
-        job.start(quick(tmp_path), Calls(lambda: raise_(RuntimeError("out of memory")), 12))
+    with pytest.raises(RuntimeError, match="a cable came loose"):
+        job.start(quick(tmp_path), Calls(lambda: raise_(RuntimeError("a cable came loose")), 12))
     (run,) = tmp_path.iterdir()
     status = read(run, "status.json")
-    assert (status["state"], status["message"]) == ("failed", "out of memory")
+    assert (status["state"], status["message"]) == ("failed", "a cable came loose")
     assert job.resume(run).proof.ok
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(torch.OutOfMemoryError("CUDA out of memory"), id="device"),
+        pytest.param(RuntimeError("DefaultCPUAllocator: can't allocate memory"), id="cpu"),
+        pytest.param(MemoryError(), id="python"),
+    ],
+)
+def test_running_out_of_memory_says_what_would_fit(tmp_path, error):
+    with pytest.raises(ConfigError) as caught:
+        job.start(quick(tmp_path), Calls(lambda: raise_(error), 2))
+    message = str(caught.value)
+    assert message.startswith("out of memory on cpu: a step of 64 samples needs about 1.9 MiB, of")
+    assert "batch_size: 32 with accumulate: 2" in message
+    assert "\n" not in message
 
 
 def test_a_loss_that_is_not_finite_would_come_again(tmp_path):
@@ -107,7 +125,7 @@ def test_savings_that_cannot_be_measured_spoil_nothing(tmp_path, monkeypatch):
         def note(self, text: str) -> None:
             self.said.append(text)
 
-    monkeypatch.setattr(job, "measure_savings", failing)
+    monkeypatch.setattr(concluding, "measure_savings", failing)
     result = job.start(quick(tmp_path, epochs=1), Notes())
     assert Notes.said[-1] == "what freezing saved could not be measured: cannot copy"
     assert read(result.run, "result.json")["saved"] is None

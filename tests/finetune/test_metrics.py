@@ -10,9 +10,11 @@ import pytest
 from frostline.errors import ConfigError, OutputError
 from frostline.finetune.metrics import EpochMetrics, MetricsFile, open_metrics
 
+FIELDS = {"loss": 0.5, "accuracy": 0.75, "held_out_loss": 0.25, "f1": None, "seconds": 0.1}
+
 
 def line(epoch: int) -> EpochMetrics:
-    return EpochMetrics(epoch=epoch, loss=0.5, accuracy=0.75, seconds=0.1)
+    return EpochMetrics(epoch=epoch, **FIELDS)
 
 
 def test_a_line_is_there_as_soon_as_it_is_written(tmp_path):
@@ -21,10 +23,7 @@ def test_a_line_is_there_as_soon_as_it_is_written(tmp_path):
         metrics.append(line(1))
         metrics.append(line(2))
         lines = [json.loads(text) for text in path.read_text().splitlines()]
-    assert lines == [
-        {"epoch": 1, "loss": 0.5, "accuracy": 0.75, "seconds": 0.1},
-        {"epoch": 2, "loss": 0.5, "accuracy": 0.75, "seconds": 0.1},
-    ]
+    assert lines == [{"epoch": 1, **FIELDS}, {"epoch": 2, **FIELDS}]
 
 
 @pytest.mark.parametrize(

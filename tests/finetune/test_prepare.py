@@ -9,7 +9,13 @@ from torch import nn
 
 from frostline.errors import ConfigError, FrostlineError
 from frostline.finetune.config import FinetuneConfig
-from frostline.finetune.prepare import find_optimizer, plan_of, prepare, with_absolute_paths
+from frostline.finetune.prepare import (
+    find_optimizer,
+    open_job,
+    plan_of,
+    prepare,
+    with_absolute_paths,
+)
 
 MODELS = """
 import torch
@@ -47,7 +53,8 @@ def models(tmp_path: Path) -> str:
 
 
 def ready(config: FinetuneConfig):
-    return prepare(config, plan_of(config), lambda text: None)
+    sources, engine = open_job(config, lambda text: None)
+    return prepare(config, plan_of(config, sources.head), sources, engine)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +72,7 @@ def ready(config: FinetuneConfig):
     ],
 )
 def test_plans(config, rules):
-    assert str(plan_of(config)) == rules
+    assert str(plan_of(config, ("block3", "head"))) == rules
 
 
 def test_a_plan_file(tmp_path):
@@ -124,7 +131,6 @@ def test_options_reach_the_optimizer():
         pytest.param({"optimizer": "Rprop", "weight_decay": 0.1}, "'weight_decay'", id="no-decay"),
         pytest.param({"plan": "nowhere.yaml"}, "cannot read the plan", id="no-plan"),
         pytest.param({"model": "digits"}, "no built-in model 'digits'", id="no-model"),
-        pytest.param({"model": "tutorial"}, "what should be trained of tutorial?", id="no-choice"),
         pytest.param(
             {"model": "tutorial", "train": ["fc2"]},
             r"model 'tutorial': expected logits of shape \(2, 5\) for scans of shape"
@@ -169,6 +175,11 @@ def test_every_optimizer_that_is_offered_takes_a_step():
         except ConfigError:
             unfit.append(name)
     assert sorted(unfit) == ["LBFGS", "Optimizer", "SparseAdam"]
+
+
+def test_a_model_without_a_head_is_not_guessed_at(models):
+    with pytest.raises(ConfigError, match=r"what should be trained of .*models\.py:Small"):
+        ready(FinetuneConfig(model=f"{models}:Small"))
 
 
 def test_files_are_found_from_any_folder(models, tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 
 from frostline.finetune import pretrain
 from frostline.finetune.data import PRETRAINING_DIGITS, load_digits_task
-from frostline.finetune.loop import accuracy
 from frostline.finetune.pretrain import Recipe, cache_folder, cache_key, pretrained_digits_cnn
 
 QUICK = Recipe(epochs=1)
@@ -35,7 +34,8 @@ def test_the_network_knows_the_first_digits():
     assert not model.training
     assert all(parameter.grad is None for parameter in model.parameters())
     held_out = load_digits_task(PRETRAINING_DIGITS, seed=Recipe().seed).held_out
-    assert accuracy(model, held_out) > 0.95
+    predicted = model(held_out.inputs).argmax(dim=1)
+    assert (predicted == held_out.targets).float().mean() > 0.95
 
 
 def test_the_second_time_it_comes_from_the_cache(tmp_path, monkeypatch):

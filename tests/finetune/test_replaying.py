@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from jobs import history, quick, read
+from torch.utils.data import default_collate
 
 from frostline.errors import ConfigError
 from frostline.finetune import job, replaying
 from frostline.finetune.data import Split, load_digits_task
-from frostline.finetune.feeding import ReplayFeed, Timing
-from frostline.finetune.loop import plain_feed
+from frostline.finetune.feeding import ReplayFeed, Timing, plain_feed
+from frostline.finetune.loading import Batches, make_loader
+from frostline.finetune.loop import stream_of
 from frostline.finetune.networks import DigitsCNN
 from frostline.finetune.replaying import saved_seconds, why_not_worth_it
 from frostline.finetune.watcher import Silent
@@ -131,7 +133,7 @@ def test_noise_between_modules_stays_the_same_noise(tmp_path):
 def test_it_says_beforehand_how_much_will_be_kept_and_where(tmp_path):
     notes = Notes()
     job.start(quick(tmp_path, train=["head"], epochs=1, replay="memory"), notes)
-    assert "replay: about 1.8 MiB will be kept in memory (2.0 KiB for each of 896 scans)" in (
+    assert "replay: about 1.8 MiB will be kept in memory (2.0 KiB for each of 896 samples)" in (
         notes.notes
     )
 
@@ -175,14 +177,14 @@ def test_the_reasons_of_auto():
 
 
 def test_what_it_saved_counts_what_it_cost():
-    def timing(seconds, *, is_replayed=True, scans=10, split=100):
-        return Timing(split=split, scans=scans, seconds=seconds, is_replayed=is_replayed)
+    def timing(seconds, *, is_replayed=True, samples=10, part=0):
+        return Timing(part=part, samples=samples, seconds=seconds, is_replayed=is_replayed)
 
     recording = timing(9.0, is_replayed=False)
     # A replayed batch takes 1, so a plain one would take 1 + 10 x 0.3 = 4.
     assert saved_seconds([recording, timing(1.0), timing(1.0)], 0.3) == pytest.approx(-5 + 3 + 3)
     assert saved_seconds([recording], 0.3) == 0.0
-    held_out = timing(2.0, scans=20, split=7)
+    held_out = timing(2.0, samples=20, part=1)
     assert saved_seconds([timing(1.0), held_out], 0.3) == pytest.approx(3 + 6)
 
 
@@ -204,16 +206,20 @@ def test_without_a_folder_to_write_to_it_is_kept_in_memory(tmp_path, monkeypatch
 # --- what the loop is given -------------------------------------------------------------------
 
 
+def loader_of(split: Split, seed: int | None = None):
+    return make_loader(split, default_collate, Batches(len(split), 32, seed=seed))
+
+
 def test_fed_batches_are_those_of_the_loop_and_no_random_number_is_drawn():
     split = load_digits_task((5, 6), seed=3).train
     model = DigitsCNN(2)
     freeze(model, all_but="head")
     model.train()
-    feed = ReplayFeed(model, "memory")
+    feed, loader = ReplayFeed(model, "memory"), loader_of(split, seed=1)
     for epoch in range(4):
-        parts = list(torch.split(torch.randperm(len(split)), 32))
+        loader.batch_sampler.epoch = epoch
         before = torch.get_rng_state()
-        pairs = zip(plain_feed(split, parts), feed(split, parts), strict=True)
+        pairs = zip(plain_feed(loader), feed(loader), strict=True)
         for (inputs, targets), (fed, labels) in pairs:
             assert torch.equal(before, torch.get_rng_state())
             model(fed)
@@ -228,10 +234,11 @@ def test_inputs_are_left_out_where_nothing_live_needs_them():
     split = Split(inputs=torch.randn(64, 8), targets=torch.arange(64))
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 64))
     freeze(model, "0")
-    feed = ReplayFeed(model, "memory")
+    feed, loader = ReplayFeed(model, "memory"), loader_of(split, seed=0)
     poisoned = 0
-    for _ in range(4):
-        for inputs, targets in feed(split, torch.split(torch.randperm(64), 32)):
+    for epoch in range(4):
+        loader.batch_sampler.epoch = epoch
+        for inputs, targets in feed(loader):
             model(inputs)
             poisoned += bool(inputs.isnan().all())
             assert sorted(targets.tolist()) == sorted(set(targets.tolist()))
@@ -242,24 +249,8 @@ def test_a_loop_that_stops_in_an_epoch_leaves_the_model_whole():
     split = Split(inputs=torch.randn(64, 8), targets=torch.arange(64))
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 64))
     freeze(model, "0")
-    fed = ReplayFeed(model, "memory")(split, torch.split(torch.arange(64), 32))
-    inputs, _ = next(fed)
-    model(inputs)
-    fed.close()
+    with stream_of(ReplayFeed(model, "memory")(loader_of(split))) as fed:
+        inputs, _ = next(fed)
+        model(inputs)
     assert "forward" not in vars(model)
     assert "forward" not in vars(model[0])
-
-
-def test_scans_keep_their_numbers_whatever_the_split():
-    tasks = [load_digits_task((5, 6), seed=seed) for seed in (0, 1)]
-    scans = [
-        {
-            int(number): scan
-            for split in (task.train, task.held_out)
-            for number, scan in zip(split.numbers, split.inputs, strict=True)
-        }
-        for task in tasks
-    ]
-    assert scans[0].keys() == scans[1].keys()
-    assert all(torch.equal(scan, scans[1][number]) for number, scan in scans[0].items())
-    assert not torch.equal(tasks[0].train.numbers, tasks[1].train.numbers)

@@ -86,7 +86,7 @@ def test_the_same_bits_with_and_without_replay(tmp_path, name):
     assert plain.replay.replayed == 0
     if name == "gradual-unfreeze":  # a new block in each epoch: all is recorded, nothing comes back
         assert replayed.replay.recorded > 0
-        assert replayed.replay.why_not == "what was frozen changed before a scan came twice"
+        assert replayed.replay.why_not == "what was frozen changed before a sample came twice"
     elif name == "lisa":  # the stem trains
         assert "nothing to replay" in replayed.replay.why_not
     else:
@@ -171,7 +171,7 @@ def test_what_is_no_schedule_is_refused(tmp_path, value):
     file = tmp_path / "job.yaml"
     file.write_text(f"schedule: {value}\n")
     with pytest.raises(
-        ConfigError, match=r"job\.yaml: schedule: got .* expected a schedule's name"
+        ConfigError, match=r"job\.yaml, line 1: schedule: got .* expected a schedule's name"
     ):
         load_config(file)
 
@@ -212,7 +212,7 @@ def test_another_schedule_in_the_run_folder_is_refused(tmp_path):
 
 def test_the_checkpoint_is_plain_and_the_timeline_adds_up(tmp_path):
     run = interrupt(scheduled(tmp_path, "autofreeze"), stop(25))
-    saved = torch.load(run / "checkpoint.pt", weights_only=True)["optimizer"]
+    saved = torch.load(run / "checkpoint.pt", weights_only=True)["states"]["training"]
     assert saved["position"]["step"] == 22
     job.resume(run)
     timeline = read(run, "timeline.json")

@@ -83,8 +83,9 @@ def test_the_old_prefix_is_not_computed_again(store: str, tmp_path: Path) -> Non
                 optimizer.step()
         calls.append((len(old), len(new)))
     first, moved, last = calls[0], calls[3], calls[5]
-    assert first[0] >= 5
-    assert moved[1] >= 5  # recorded now,
+    # The first of five batches is recorded from the trace, which is a trial and leaves no count.
+    assert first[0] >= 4
+    assert moved[1] >= 4  # recorded now,
     assert moved[0] <= 3  # from what was recorded before, but for the tracing and the comparing
     assert last[0] == last[1] == 0 or sum(last) <= 2
 

@@ -275,7 +275,7 @@ class _Draws(Pairs):
 def test_a_data_set_that_draws_in_the_main_process_is_not_skipped() -> None:
     done = both(lambda: net(HEAD), lambda: _loader(_Draws(40)), inputs="skip")
     assert done.counts == (5, 10, 0)
-    assert len(done.replays[0]._loader.dataset.asked) == 3 * 40
+    assert len(done.replays[0].loader.dataset.asked) == 3 * 40
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import math
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from frostline.cli.timeline_view import timeline_chart
+from frostline.finetune.digits import DIGITS
 from frostline.finetune.metrics import EpochMetrics
 from frostline.finetune.networks import PRETRAINED
-from frostline.finetune.result import ReplayReport, Result, Savings
-from frostline.units import format_bytes, format_count, format_seconds
+from frostline.finetune.result import Measure, ReplayReport, Result, Savings
+from frostline.units import format_bytes, format_count, format_number_of, format_seconds
 
 
 class Display:
     """Shows a job's progress: a bar on a terminal, elsewhere a line an epoch.
 
     A :class:`frostline.finetune.watcher.Watcher`, and a context manager that clears the bar.
+
+    Args:
+        console: where it is shown.
+        quiet: show nothing: of several processes only one speaks.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self._console = console
+        self._quiet = quiet
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -29,7 +37,7 @@ class Display:
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=quiet or not console.is_terminal,
         )
         self._task = self._bar.add_task("", total=None, visible=False, figures="")
         self._epochs = 0
@@ -43,6 +51,8 @@ class Display:
 
     def note(self, text: str) -> None:
         """Print one line, above the bar if there is one."""
+        if self._quiet:
+            return
         # As Text: a path may hold what rich takes for markup. soft_wrap: so that a command in
         # it can be copied.
         self._console.print(Text(text), soft_wrap=True)
@@ -65,6 +75,8 @@ class Display:
     def epoch(self, metrics: EpochMetrics) -> None:
         """Say how the epoch went."""
         figures = f"loss {metrics.loss:.3f}  accuracy {metrics.accuracy:.1%}"
+        if metrics.f1 is not None:
+            figures += f"  F1 {metrics.f1:.1%}"
         if self._console.is_terminal:
             coming = min(metrics.epoch + 1, self._epochs)
             description = f"epoch {coming}/{self._epochs}"
@@ -82,7 +94,8 @@ def show(result: Result, console: Console) -> None:
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column()
-    facts.add_row("accuracy", _accuracy(result))
+    for measure, gain in _scores(result):
+        facts.add_row(measure, gain)
     facts.add_row("proof", _proof(result))
     facts.add_row("trained", _trained(result))
     if result.replay:
@@ -103,16 +116,44 @@ def show(result: Result, console: Console) -> None:
         console.print(Text.assemble((f"{label:<10}", "bold"), text), soft_wrap=True)
 
 
-def _accuracy(result: Result) -> Text:
-    accuracy = result.accuracy
-    # Otherwise the gain looks like one over a network that already knew something of the task.
-    why = " (the head is new)" if result.model == PRETRAINED else ""
-    return Text.assemble(
-        f"{_percent(accuracy.before)}{why} → ",
-        (_percent(accuracy.after), "bold green" if accuracy.after > accuracy.before else "bold"),
-        f" on {accuracy.held_out} held-out scans; {result.epochs} epochs in"
-        f" {format_seconds(result.train_seconds)}",
+_SAMPLES = {
+    "image-classification": "images",
+    "text-classification": "texts",
+    "token-classification": "texts",
+    "causal-lm": "blocks of text",
+}
+"""What the samples of a task are called."""
+
+
+def _scores(result: Result) -> list[tuple[str, Text]]:
+    """Before and after by the measure that the best epoch was chosen by, and others beside it."""
+    if result.followed == "loss":
+        low, high = (math.exp(min(x, 99.0)) for x in (result.loss.after, result.loss.before))
+        rows = [("perplexity", _gain(f"{high:.4g}", f"{low:.4g}", low < high))]
+    elif result.f1 is not None:
+        rows = [("F1", _percent_gain(result.f1)), ("accuracy", _percent_gain(result.accuracy))]
+    else:
+        # Else the gain looks like one over a network that already knew something of the task.
+        why = " (the head is new)" if result.model == PRETRAINED else ""
+        rows = [("accuracy", _percent_gain(result.accuracy, why))]
+    samples = "scans" if result.data == DIGITS else _SAMPLES.get(result.kind, "samples")
+    best = f" (kept: {result.best_epoch})" if result.best_epoch != result.epochs else ""
+    rows[0][1].append(
+        f" on {result.accuracy.held_out} held-out {samples};"
+        f" {format_number_of(result.epochs, 'epoch')}{best} in"
+        f" {format_seconds(result.train_seconds)}"
     )
+    return rows
+
+
+def _percent_gain(measure: Measure, why: str = "") -> Text:
+    return _gain(
+        _percent(measure.before) + why, _percent(measure.after), measure.after > measure.before
+    )
+
+
+def _gain(before: str, after: str, is_better: bool) -> Text:
+    return Text.assemble(f"{before} → ", (after, "bold green" if is_better else "bold"))
 
 
 def _proof(result: Result) -> Text:

@@ -132,15 +132,17 @@ def _read(
     from frostline.finetune.examples import example_shape, find_frost_line, frost_line_of_run
     from frostline.finetune.models import load_model
     from frostline.finetune.networks import BUILTIN
+    from frostline.finetune.run_folder import weights_of
     from frostline.freezing import freeze
     from frostline.report.records import listing_records, model_records, module_types
 
     if source not in BUILTIN and is_checkpoint(source):
+        weights = weights_of(Path(source))
         if shape is not None:
             raise ConfigError(
                 "--input-shape: a checkpoint holds no code to run; inspect the model it belongs to"
             )
-        listing = read_listing(source)
+        listing = read_listing(weights)
         if plan is None:
             return "checkpoint", listing_records(listing), {}, frost_line_of_run(Path(source))
         stand_in = skeleton(listing)

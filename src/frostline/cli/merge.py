@@ -35,7 +35,8 @@ def merge(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Take configuration and tokenizer files from here, where the head is another.",
+            help="Take configuration and tokenizer files from here, where the head is another;"
+            " from beside the delta if left out, as 'frostline finetune' leaves them there.",
         ),
     ] = None,
     as_json: Annotated[
@@ -56,7 +57,7 @@ def merge(
 
     with checkpoint_progress("merging") as progress:
         merged = merge_delta(base, delta, out, config=config, progress=progress)
-    if merged.added and out.is_dir() and config is None:
+    if merged.added and out.is_dir() and merged.config is None:
         notes().print(
             f"note: {format_names(merged.added)} is not in the base so; its configuration was"
             " copied as it is. Take the tuned model's with --config FOLDER",
@@ -65,7 +66,9 @@ def merge(
         )
     if as_json:
         plain = asdict(merged)
-        print_json({**plain, "path": str(out), "files": [str(file) for file in merged.files]})
+        files = [str(file) for file in merged.files]
+        taken = None if merged.config is None else str(merged.config)
+        print_json({**plain, "path": str(out), "files": files, "config": taken})
         return
     _show(merged)
     names = " ".join(shlex.quote(str(path)) for path in (base, out))

@@ -7,12 +7,13 @@ digits 0-4 serve for pretraining and 5-9 for fine-tuning: two tasks on the same 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from frostline.errors import ConfigError
 
@@ -21,27 +22,23 @@ FINETUNING_DIGITS = (5, 6, 7, 8, 9)
 _PIXEL_MAX = 16  # the scans are 4 x 4 sums of binary pixels
 
 
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """Scans with their labels, in a fixed order.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Split(Dataset[tuple[Tensor, Tensor]]):
+    """Scans with their labels, in a fixed order; a data set.
 
     Attributes:
         inputs: float32 of shape (scans, 1, 8, 8), each pixel from 0 to 1.
         targets: int64 of shape (scans,): the position of the digit in the task's ``digits``.
-        numbers: int64 of shape (scans,) on the CPU: which scan of the source each one is, by which
-            replay knows it again in a later run; positions in the split if left out.
     """
 
     inputs: Tensor
     targets: Tensor
-    numbers: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-
-    def __post_init__(self) -> None:
-        if len(self.numbers) != len(self.targets):
-            object.__setattr__(self, "numbers", torch.arange(len(self.targets)))
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
+        return self.inputs[place], self.targets[place]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +85,7 @@ def load_digits_task(digits: Sequence[int], *, seed: int, held_out: float = 0.25
     label_of = torch.full((10,), -1, dtype=torch.int64)
     label_of[list(digits)] = torch.arange(len(digits))
     train, rest = (
-        Split(inputs=pixels[index], targets=label_of[labels[index]], numbers=index)
+        Split(inputs=pixels[index], targets=label_of[labels[index]])
         for index in (torch.cat(kept), torch.cat(held))
     )
     return Task(digits=tuple(digits), train=train, held_out=rest)

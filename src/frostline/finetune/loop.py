@@ -1,4 +1,4 @@
-"""A plain training loop: seeded epochs, cross-entropy, accuracy.
+"""A plain training loop: seeded epochs, any loader, any model that has a loss.
 
 It knows nothing about freezing. That is the point: ``model.train()`` at the head of every epoch
 is what each loop does, and frozen layers have to stay frozen through it.
@@ -6,128 +6,129 @@ is what each loop does, and frozen layers have to stay frozen through it.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
-from typing import TypeAlias
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from frostline.errors import ConfigError
-from frostline.finetune.data import Split
+from frostline.finetune.engine import Engine
+from frostline.finetune.loading import epoch_seed
 
-Batch: TypeAlias = tuple[Tensor, Tensor]
-"""Inputs and targets."""
-
-Feed: TypeAlias = Callable[[Split, Sequence[Tensor]], Generator[Batch, None, None]]
-"""``feed(split, parts)``: the batches of a split at these positions, one after another."""
+Batch: TypeAlias = Any
+"""A mapping, which is given as ``model(**batch)``, or a pair of inputs and targets."""
 
 
-def plain_feed(split: Split, parts: Sequence[Tensor]) -> Generator[Batch, None, None]:
-    """Take each batch from the scans.
+class Epoch(Protocol):
+    """One epoch of batches, as a ``DataLoader`` has them."""
 
-    >>> split = Split(inputs=torch.arange(3.0), targets=torch.arange(3))
-    >>> next(plain_feed(split, [torch.tensor([2, 0])]))
-    (tensor([2., 0.]), tensor([2, 0]))
-    """
-    for positions in parts:
-        yield split.inputs[positions], split.targets[positions]
+    def __len__(self) -> int:
+        """How many batches there are."""
+        ...
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches."""
+        ...
 
 
 def train_epoch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    split: Split,
+    model: Callable[[], nn.Module],
+    optimizer: Optimizer,
+    batches: Epoch,
     *,
-    batch_size: int,
+    engine: Engine,
     seed: int,
     epoch: int,
+    accumulate: int = 1,
     after_step: Callable[[float], None] = lambda loss: None,
-    feed: Feed = plain_feed,
-) -> float:
-    """Train once on every scan of ``split``, in an order drawn from ``(seed, epoch)``.
+) -> tuple[float, int]:
+    """Train once on every batch.
 
-    Seeds the global generator (dropout draws from it) from the same pair, so an epoch does the
+    Seeds the global generator (dropout draws from it) from ``(seed, epoch)``, so an epoch does the
     same whether the ones before it ran in this process or in another.
 
     Args:
-        model: maps (batch, 1, 8, 8) to logits of shape (batch, classes).
-        optimizer: steps once a batch.
-        split: the scans, on the model's device.
-        batch_size: scans a step; see :func:`batches` for the last one.
+        model: gives what is to be called; asked before each step, since a schedule may wrap it
+            anew.
+        optimizer: steps once for each ``accumulate`` batches.
+        batches: one epoch of them; they must not draw from the global generator.
+        engine: where it is computed.
         seed: the run's seed.
         epoch: number of the epoch, from 1.
+        accumulate: batches whose gradients make one step; what is left at the end makes one too.
         after_step: called after every step with its loss.
-        feed: gives the batches; it must not draw from the global generator.
 
     Returns:
-        The mean loss over the scans, in nats.
+        The sum of the samples' losses, in nats, and how many there were, in this process.
 
     Raises:
         ConfigError: the loss is no longer finite.
     """
-    torch.manual_seed(epoch_seed(seed, epoch))
-    model.train()
-    total = 0.0
-    with closing(feed(split, batches(len(split), batch_size))) as fed:
-        for inputs, targets in fed:
-            optimizer.zero_grad()
-            loss = batch_loss(model, inputs, targets)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise ConfigError(f"the loss became {value} in epoch {epoch}; try a lower lr")
-            # torch leaves this method unannotated.
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            total += value * len(targets)
-            after_step(value)
-    return total / len(split)
+    torch.manual_seed(epoch_seed(seed, epoch, engine.rank))
+    model().train()
+    total, count, losses = 0.0, 0, list[float]()
+    with stream_of(batches) as stream:
+        for place, batch in enumerate(stream):
+            first = place - place % accumulate
+            share = min(accumulate, len(batches) - first)
+            is_last = place - first == share - 1
+            called = model()
+            if place == first:
+                optimizer.zero_grad()
+                losses = []
+            with engine.quiet(called, when=not is_last):
+                with engine.autocast():
+                    loss = batch_loss(called, engine.to_device(batch))
+                losses.append(_finite(loss.item(), epoch))
+                engine.backward(loss / share if share > 1 else loss)
+            size = batch_size(batch)
+            total, count = total + losses[-1] * size, count + size
+            if is_last:
+                optimizer.step()
+                after_step(sum(losses) / len(losses))
+    return total, count
 
 
-def batch_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of one batch, a scalar in nats."""
+def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean loss of one batch, a scalar in nats: the model's own, or the cross-entropy of a pair."""
+    if isinstance(batch, Mapping):
+        loss: Tensor = model(**batch).loss
+        return loss
+    inputs, targets = batch
     return nn.functional.cross_entropy(model(inputs), targets)
 
 
-def accuracy(
-    model: nn.Module, split: Split, *, batch_size: int = 256, feed: Feed = plain_feed
-) -> float:
-    """Share of ``split`` that ``model`` labels correctly, from 0 to 1; leaves it in eval mode."""
-    model.eval()
-    right = 0
-    parts = torch.split(torch.arange(len(split)), batch_size)
-    with torch.no_grad(), closing(feed(split, parts)) as fed:
-        for inputs, targets in fed:
-            right += int((model(inputs).argmax(dim=1) == targets).sum())
-    return right / len(split)
+def model_inputs(batch: Batch) -> Any:
+    """What the model is called with: a mapping of all, or the first of a pair."""
+    return batch if isinstance(batch, Mapping) else batch[0]
 
 
-def batches(count: int, batch_size: int) -> list[Tensor]:
-    """The positions 0 to ``count - 1`` shuffled by the global generator, ``batch_size`` at a time.
+def batch_size(batch: Batch) -> int:
+    """How many samples a batch has.
 
-    The last batch is smaller where they don't divide; if it would be a single position it joins
-    the batch before, since BatchNorm can't train on one sample without spatial size.
+    >>> batch_size({"labels": torch.zeros(3)}), batch_size((torch.zeros(2, 8), torch.zeros(2)))
+    (3, 2)
     """
-    parts = list(torch.split(torch.randperm(count), batch_size))
-    if batch_size > 1 and len(parts) > 1 and len(parts[-1]) == 1:
-        alone = parts.pop()
-        parts[-1] = torch.cat([parts[-1], alone])
-    return parts
+    first = next(iter(batch.values())) if isinstance(batch, Mapping) else batch[1]
+    return len(first)
 
 
-def batch_count(count: int, batch_size: int) -> int:
-    """Steps an epoch: how many batches :func:`batches` makes.
+@contextmanager
+def stream_of(batches: Epoch) -> Iterator[Iterator[Batch]]:
+    """One epoch, ended where the loop is left: a replayed batch is replayed until then."""
+    stream = iter(batches)
+    try:
+        yield stream
+    finally:
+        if isinstance(stream, Generator):
+            stream.close()
 
-    >>> batch_count(64, 32), batch_count(65, 32), batch_count(66, 32)
-    (2, 2, 3)
-    """
-    whole, rest = divmod(count, batch_size)
-    return max(1, whole + (rest > 1))
 
-
-def epoch_seed(seed: int, epoch: int) -> int:
-    """A seed for one epoch; neighbouring pairs give unrelated ones."""
-    digest = hashlib.blake2b(f"{seed}:{epoch}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1  # torch takes 63 bits
+def _finite(loss: float, epoch: int) -> float:
+    if not math.isfinite(loss):
+        raise ConfigError(f"the loss became {loss} in epoch {epoch}; try a lower lr")
+    return loss

@@ -14,22 +14,21 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
 import frostline as fl
 from frostline.errors import (
     ConfigError,
     FrostlineError,
-    ModelSourceError,
     OptimizerError,
     PlanError,
 )
-from frostline.finetune.blame import describe
 from frostline.finetune.config import REPLAY_WORDS, FinetuneConfig
-from frostline.finetune.data import FINETUNING_DIGITS, Split, Task, load_digits_task
-from frostline.finetune.loop import epoch_seed
-from frostline.finetune.models import load_model
-from frostline.finetune.networks import PRETRAINED, DigitsCNN
-from frostline.finetune.pretrain import pretrained_digits_cnn
+from frostline.finetune.digits import DIGITS, open_digits
+from frostline.finetune.engine import Engine
+from frostline.finetune.loading import Batches, epoch_seed, make_loader
+from frostline.finetune.loop import Batch
+from frostline.finetune.sources.base import Sources
 from frostline.freezing import Frozen, Plan, Rule
 from frostline.schedules import registry
 from frostline.selection.suggest import nearest
@@ -38,53 +37,94 @@ from frostline.selection.suggest import nearest
 _UNFIT = ("Optimizer", "LBFGS", "SparseAdam")
 
 
+_HELD_OUT_FACTOR = 2
+"""Samples that are scored at once, for each that trains: a forward pass alone needs less memory."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Setup:
     """What a job trains and with what.
 
     Attributes:
-        task: the scans, on the model's device.
-        model: the model, frozen according to the plan.
+        sources: the model and the data, as they were opened.
+        engine: where it is computed.
+        model: the model, frozen according to the plan, on the device.
+        train: loads the samples to train on.
+        held_out: loads the others.
+        batches: decides the order of ``train``; its ``epoch`` is set before each.
         frozen: the handle of the plan's freeze.
         make_optimizer: makes the configured optimizer for a model's trainable parameters.
         optimizer: the one for ``model``.
     """
 
-    task: Task
+    sources: Sources
+    engine: Engine
     model: nn.Module
+    train: DataLoader[Any]
+    held_out: DataLoader[Any]
+    batches: Batches
     frozen: Frozen
     make_optimizer: Callable[[nn.Module], Optimizer]
     optimizer: Optimizer
 
 
+def open_job(config: FinetuneConfig, note: Callable[[str], None]) -> tuple[Sources, Engine]:
+    """Open the model and the data, and find out where to compute.
+
+    Args:
+        config: the job.
+        note: told in one line what takes long or went wrong without harm.
+
+    Raises:
+        FrostlineError: a model or data that can't be opened or don't fit each other, with the mend.
+    """
+    with Engine().main_first():
+        # Epochs count from 1, so 0 is free for the first weights.
+        torch.manual_seed(epoch_seed(config.seed, 0))
+        if config.data == DIGITS:
+            sources = _open_digits(config, note)
+        else:
+            from frostline.finetune.sources.opening import open_sources
+
+            sources = open_sources(
+                model=config.model,
+                data=config.data,
+                kind=config.task,
+                seed=config.seed,
+                held_out=config.held_out,
+                columns=config.columns,
+                max_length=config.max_length,
+                broken=config.broken,
+                note=note,
+            )
+    for text in sources.notes:
+        note(text)
+    # Only now: opening the default job's model trains it, in full precision.
+    return sources, Engine(config.mixed_precision)
+
+
 def prepare(
     config: FinetuneConfig,
     plan: Plan,
-    note: Callable[[str], None],
+    sources: Sources,
+    engine: Engine,
     *,
     load: Callable[[nn.Module], object] = lambda model: None,
 ) -> Setup:
-    """Load data and model, freeze, make the optimizer.
+    """Freeze, make loaders and the optimizer.
 
     Args:
         config: the job.
         plan: what to freeze; from :func:`plan_of`, or from the folder of a run that goes on.
-        note: told in one line what takes long or went wrong without harm.
+        sources: the model and the data.
+        engine: where it is computed.
         load: called with the model before it is frozen, to fill it from a checkpoint.
 
     Raises:
         FrostlineError: whatever does not fit, with the mend.
     """
     optimizer_class = find_optimizer(config.optimizer)
-    task = load_digits_task(FINETUNING_DIGITS, seed=config.seed)
-    # Epochs count from 1, so 0 is free for the first weights.
-    torch.manual_seed(epoch_seed(config.seed, 0))
-    if config.model == PRETRAINED:
-        model: nn.Module = _with_new_head(pretrained_digits_cnn(note), len(task.digits))
-    else:
-        model = load_model(config.model)
-    task = _on_device_of(model, config.model, task)
-    _try_forward(model, config.model, task)
+    model = sources.model.to(engine.device)
     load(model)
     frozen = fl.freeze(model, plan)
     if not frozen.names and config.schedule is None:
@@ -103,23 +143,55 @@ def prepare(
         except (TypeError, ValueError) as error:  # torch's own complaint about a value
             raise OptimizerError(f"optimizer {config.optimizer}: {error}") from error
 
+    where = {"rank": engine.rank, "ranks": engine.ranks}
+    count, size = len(sources.train), config.batch_size  # type: ignore[arg-type]
+    batches = Batches(count, size, seed=config.seed, **where)
+    others = Batches(
+        len(sources.held_out),  # type: ignore[arg-type]
+        size * _HELD_OUT_FACTOR,
+        **where,
+    )
+    workers = config.workers
     return Setup(
-        task=task,
+        sources=sources,
+        engine=engine,
         model=model,
+        train=make_loader(sources.train, sources.collate, batches, workers=workers),
+        held_out=make_loader(sources.held_out, sources.collate, others, workers=workers),
+        batches=batches,
         frozen=frozen,
         make_optimizer=make_optimizer,
         optimizer=make_optimizer(model),
     )
 
 
-def plan_of(config: FinetuneConfig) -> Plan:
+def first_batch(setup: Setup, size: int) -> Batch:
+    """The first samples as one batch, on the device; nothing is drawn, and no worker started."""
+    count = min(size, len(setup.sources.train))  # type: ignore[arg-type]
+    batch = setup.sources.collate([setup.sources.train[place] for place in range(count)])
+    return setup.engine.to_device(batch)
+
+
+def _open_digits(config: FinetuneConfig, note: Callable[[str], None]) -> Sources:
+    if (Path(config.model) / "config.json").is_file():
+        raise ConfigError(
+            f"what should {config.model} learn from? Give --data FOLDER, FILE or NAME"
+        )
+    return open_digits(config.model, seed=config.seed, held_out=config.held_out, note=note)
+
+
+def plan_of(config: FinetuneConfig, head: tuple[str, ...] = ()) -> Plan:
     """The plan that the configuration asks for.
 
+    Args:
+        config: the job.
+        head: selectors of what is trained if it says nothing.
+
     Raises:
-        ConfigError: it says nothing about what to train, and the model is not the default one.
+        ConfigError: it says nothing about what to train, and there is no head to go by.
         FrostlineError: the plan file or a selector is malformed.
 
-    >>> print(plan_of(FinetuneConfig()))
+    >>> print(plan_of(FinetuneConfig(), ("block3", "head")))
     freeze: **; train: block3; train: head
 
     With a schedule it is what the schedule leaves as it is: nothing, unless it is asked for.
@@ -134,10 +206,8 @@ def plan_of(config: FinetuneConfig) -> Plan:
     train = config.train
     if not train and config.schedule is not None:
         return Plan(rules=[Rule(action="train", select="**")])
-    if not train and config.model == PRETRAINED:
-        train = ("block3", "head")
+    train = train or head
     if not train:
-        load_model(config.model)  # that there is no such model would be the first thing to say
         raise ConfigError(
             f"what should be trained of {config.model}? Give --train NAME, --freeze NAME, --plan"
             f" FILE or --schedule NAME ('frostline inspect {config.model}' shows the names)"
@@ -166,11 +236,10 @@ def find_optimizer(name: str) -> type[Optimizer]:
 
 def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
     """The configuration with the files that it names found from any folder."""
-    file, colon, factory = config.model.rpartition(":")
-    is_file = bool(colon) and Path(file).is_file()
     return config.model_copy(
         update={
-            "model": f"{Path(file).resolve()}:{factory}" if is_file else config.model,
+            "model": _absolute(config.model),
+            "data": _absolute(config.data),
             "plan": config.plan and config.plan.resolve(),
             "schedule": _absolute_schedule(config.schedule),
             "replay": config.replay
@@ -180,48 +249,14 @@ def with_absolute_paths(config: FinetuneConfig) -> FinetuneConfig:
     )
 
 
+def _absolute(source: str) -> str:
+    """A file, a folder, or a factory in a file as an absolute path; another name as it is."""
+    file, colon, factory = source.rpartition(":")
+    if colon and Path(file).is_file():
+        return f"{Path(file).absolute()}:{factory}"
+    return str(Path(source).absolute()) if source != DIGITS and Path(source).exists() else source
+
+
 def _absolute_schedule(schedule: Any) -> Any:
     is_file = isinstance(schedule, str) and schedule not in registry and Path(schedule).is_file()
     return str(Path(schedule).resolve()) if is_file else schedule
-
-
-def _with_new_head(model: DigitsCNN, classes: int) -> DigitsCNN:
-    """The same network with a fresh last layer: the old one tells other digits apart."""
-    model.head = nn.Linear(model.head.in_features, classes)
-    return model
-
-
-def _on_device_of(model: nn.Module, source: str, task: Task) -> Task:
-    parameter = next(model.parameters(), None)
-    if parameter is None:
-        raise ModelSourceError(f"model {source!r} has no parameters: there is nothing to train")
-    train, held_out = (_moved(part, parameter.device) for part in (task.train, task.held_out))
-    return Task(digits=task.digits, train=train, held_out=held_out)
-
-
-def _moved(split: Split, device: torch.device) -> Split:
-    inputs, targets = split.inputs.to(device), split.targets.to(device)
-    return Split(inputs=inputs, targets=targets, numbers=split.numbers)
-
-
-def _try_forward(model: nn.Module, source: str, task: Task) -> None:
-    """Raise ModelSourceError unless the model maps scans to one logit a digit."""
-    scans = task.train.inputs[:2]
-    expected = (len(scans), len(task.digits))
-    wanted = f"expected logits of shape {expected} for scans of shape {tuple(scans.shape)}"
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            logits = model(scans)
-    except Exception as error:
-        raise ModelSourceError(
-            f"model {source!r}: {wanted}; it raised {describe(error)}"
-        ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
-    shape = getattr(logits, "shape", None)
-    if shape is None or tuple(shape) != expected:
-        got = type(logits).__name__ if shape is None else str(tuple(shape))
-        raise ModelSourceError(f"model {source!r}: {wanted}, got {got}")

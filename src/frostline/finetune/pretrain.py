@@ -18,11 +18,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from frostline.errors import OutputError
 from frostline.files import replace_atomically
-from frostline.finetune import data, loop, networks
+from frostline.finetune import data, loading, loop, networks
 from frostline.finetune.data import PRETRAINING_DIGITS, load_digits_task, scans_version
+from frostline.finetune.engine import Engine
+from frostline.finetune.loading import Batches, make_loader
 from frostline.finetune.networks import DigitsCNN
 from frostline.finetune.threads import threads
 from frostline.proof import fingerprint
@@ -104,7 +107,7 @@ def cache_key(recipe: Recipe) -> str:
     The recipe, the code that carries it out, the scans' source, torch, and which kernels it
     picks on this processor.
     """
-    files = (data.__file__, loop.__file__, networks.__file__, __file__)
+    files = (data.__file__, loading.__file__, loop.__file__, networks.__file__, __file__)
     code = [hashlib.blake2b(Path(file).read_bytes()).hexdigest() for file in files]
     facts = {
         "recipe": asdict(recipe),
@@ -120,22 +123,25 @@ def cache_key(recipe: Recipe) -> str:
 
 def _train(recipe: Recipe) -> DigitsCNN:
     task = load_digits_task(recipe.digits, seed=recipe.seed)
+    engine = Engine()
     with torch.random.fork_rng(devices=[]), threads(1):
         torch.manual_seed(recipe.seed)
-        model = DigitsCNN(len(recipe.digits))
+        model = DigitsCNN(len(recipe.digits)).to(engine.device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr)
-        for epoch in range(1, recipe.epochs + 1):
+        batches = Batches(len(task.train), recipe.batch_size, seed=recipe.seed)
+        loader = make_loader(task.train, default_collate, batches)
+        for batches.epoch in range(1, recipe.epochs + 1):
             loop.train_epoch(
-                model,
+                lambda: model,
                 optimizer,
-                task.train,
-                batch_size=recipe.batch_size,
+                loader,
+                engine=engine,
                 seed=recipe.seed,
-                epoch=epoch,
+                epoch=batches.epoch,
             )
     # Else the last epoch's gradients stay behind and count as pending when layers are frozen.
     optimizer.zero_grad()
-    return model.eval()
+    return model.cpu().eval()
 
 
 def _save(model: DigitsCNN, path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Literal, cast
 from torch import nn
 
 from frostline.errors import FrozenChangedError
+from frostline.finetune.engine import Engine
 from frostline.finetune.result import ProofReport
 from frostline.freezer import Freezer
 from frostline.freezing import Frozen
@@ -88,6 +89,13 @@ def prove_schedule(freezer: Freezer, model: nn.Module, fixed: ProofReport) -> Pr
         seconds=fixed.seconds + time.perf_counter() - start,
         changes=(*fixed.changes, *(each for each in changes if each.name not in named)),
     )
+
+
+def among_ranks(proof: ProofReport, engine: Engine) -> ProofReport:
+    """One proof of all processes: a tensor that moved in any of them is in it once."""
+    every = engine.gathered(proof.changes)
+    changes = {change.name: change for found in reversed(every) for change in found}
+    return replace(proof, changes=tuple(changes.values()))
 
 
 def _earlier_change(name: str, kind: Literal["parameter", "buffer"], model: nn.Module) -> Change:

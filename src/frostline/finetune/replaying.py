@@ -16,9 +16,9 @@ from torch import nn
 from frostline.errors import ConfigError, ReplayError
 from frostline.finetune.blame import describe
 from frostline.finetune.config import FinetuneConfig
-from frostline.finetune.data import Task
-from frostline.finetune.feeding import ReplayFeed, Timing
-from frostline.finetune.loop import Feed, plain_feed
+from frostline.finetune.feeding import Feed, ReplayFeed, Timing, plain_feed
+from frostline.finetune.loop import Batch, batch_size, model_inputs
+from frostline.finetune.prepare import Setup, first_batch
 from frostline.finetune.pretrain import cache_folder
 from frostline.finetune.result import ReplayReport
 from frostline.replay.folder_store import FolderStore
@@ -28,6 +28,8 @@ from frostline.units import format_bytes, format_seconds
 
 _SHARE_OF_ROOM = 0.5
 """How much of the free memory, and of the free disk, ``auto`` may take."""
+
+_OFF = "it is switched off (replay: off)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +52,7 @@ class Replaying:
 
     Args:
         config: the job.
-        model: the model.
-        task: the scans.
+        setup: the model, and what it is trained on.
         note: told in one line what will be kept, and where.
 
     Attributes:
@@ -61,11 +62,10 @@ class Replaying:
         ConfigError: the folder for the records can't be used.
     """
 
-    def __init__(
-        self, config: FinetuneConfig, model: nn.Module, task: Task, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, config: FinetuneConfig, setup: Setup, note: Callable[[str], None]) -> None:
         self.feed: Feed = plain_feed
-        self._config, self._model, self._task, self._note = config, model, task, note
+        self._config, self._setup, self._note = config, setup, note
+        self._model, self._engine = setup.model, setup.engine
         self._looks: list[_Look] = []
         self._frozen: tuple[str, ...] | None = None
         self._trial_seconds = 0.0
@@ -78,25 +78,31 @@ class Replaying:
             self._store = open_store(self._place)
         except ReplayError as error:
             raise ConfigError(f"--replay: {error}") from error
-        self._replay_feed = ReplayFeed(model, self._store)
+        self._replay_feed = ReplayFeed(setup.model, self._store)
 
-    def look(self, frozen: tuple[str, ...]) -> None:
+    def look(self, frozen: tuple[str, ...]) -> tuple[FrostLine | None, str | None]:
         """Find the frost line as the model stands, unless the same was frozen at the last look.
 
         Leaves random generators and tensors as they are, and the model in train mode.
 
         Args:
             frozen: names of what is frozen now.
+
+        Returns:
+            The frost line, and why nothing is replayed; None where there is no such thing.
         """
-        if self._store is None or frozen == self._frozen:
-            return
+        if self._store is None:
+            return None, _OFF
+        if frozen == self._frozen:
+            return self._looks[-1].line, self._looks[-1].why_not
         self._frozen = frozen
         start = time.perf_counter()
         self._model.train()
         line: FrostLine | None = None
         why_not: str | None
         try:
-            line = _trial(self._model, self._task, self._config.batch_size, self._place)
+            with self._engine.autocast():
+                line = _trial(self._model, self._example(), self._place)
             why_not = self._why_not(line)
         # Whatever a foreign model does in a trial: it may still train.
         except Exception as error:
@@ -109,13 +115,14 @@ class Replaying:
             self._is_noted = True
             self._note(
                 f"replay: about {format_bytes(self._needed(line))} will be kept in {self._place}"
-                f" ({format_bytes(line.bytes_per_sample)} for each of {self._scans} scans)"
+                f" ({format_bytes(line.bytes_per_sample)} for each of {self._samples} samples)"
             )
+        return line, why_not
 
     def report(self) -> ReplayReport:
         """What was replayed so far, in this process."""
         if self._store is None:
-            return _nothing("it is switched off (replay: off)")
+            return _nothing(_OFF)
         if self._looks and all(look.why_not is not None for look in self._looks):
             return _nothing(self._looks[-1].why_not)
         replayers = self._replay_feed.replayers
@@ -123,9 +130,9 @@ class Replaying:
         replayed = sum(each.replayed for each in stats)
         declined = next((r.declined for r in replayers if r.declined is not None), None)
         recorded = sum(each.recorded for each in stats)
-        why_not = declined or "no scan came twice"
+        why_not = declined or "no sample came twice"
         if recorded and len(self._looks) > 1:  # not what holds at the end, as all may train then
-            why_not = "what was frozen changed before a scan came twice"
+            why_not = "what was frozen changed before a sample came twice"
         return ReplayReport(
             place=str(self._place),
             recorded=recorded,
@@ -143,11 +150,15 @@ class Replaying:
             self._store.close()
 
     @property
-    def _scans(self) -> int:
-        return len(self._task.train) + len(self._task.held_out)
+    def _samples(self) -> int:
+        sources = self._setup.sources
+        return len(sources.train) + len(sources.held_out)  # type: ignore[arg-type]
+
+    def _example(self) -> Batch:
+        return first_batch(self._setup, self._config.batch_size)
 
     def _needed(self, line: FrostLine) -> int:
-        return line.bytes_per_sample * self._scans
+        return line.bytes_per_sample * self._samples
 
     def _why_not(self, line: FrostLine) -> str | None:
         if self._config.replay != "auto" or line.declined or line.replayed_seconds is None:
@@ -207,7 +218,7 @@ def why_not_worth_it(
     Args:
         forward_seconds: measured time of a forward pass.
         replayed_seconds: measured time of the same where it is replayed, reading included.
-        needed_bytes: what all scans would take, estimated.
+        needed_bytes: what all samples would take, estimated.
         room_bytes: what may be taken.
 
     >>> why_not_worth_it(
@@ -240,22 +251,22 @@ def saved_seconds(timings: Sequence[Timing], faster_seconds: float) -> float:
 
     Args:
         timings: all batches that went through the loop.
-        faster_seconds: time of a plain forward pass less that of a replayed one, for each scan.
+        faster_seconds: time of a plain forward pass less that of a replayed one, for each sample.
 
     >>> slow, fast = (
-    ...     Timing(split=8, scans=8, seconds=seconds, is_replayed=seconds < 4)
+    ...     Timing(part=0, samples=8, seconds=seconds, is_replayed=seconds < 4)
     ...     for seconds in (5.0, 1.0)
     ... )
     >>> saved_seconds([slow, fast, fast, fast], 0.25)
     4.0
     """
     saved = 0.0
-    for split in {timing.split for timing in timings}:
-        own = [timing for timing in timings if timing.split == split]
-        replayed = [timing.seconds / timing.scans for timing in own if timing.is_replayed]
+    for part in {timing.part for timing in timings}:
+        own = [timing for timing in timings if timing.part == part]
+        replayed = [timing.seconds / timing.samples for timing in own if timing.is_replayed]
         if replayed:
             plain = median(replayed) + faster_seconds
-            saved += sum(plain * timing.scans - timing.seconds for timing in own)
+            saved += sum(plain * timing.samples - timing.seconds for timing in own)
     return saved
 
 
@@ -282,16 +293,16 @@ def _place(asked: str) -> str | Path:
         return "memory"
 
 
-def _trial(model: nn.Module, task: Task, batch_size: int, place: str | Path) -> FrostLine:
-    inputs = task.train.inputs[:batch_size]
+def _trial(model: nn.Module, batch: Batch, place: str | Path) -> FrostLine:
+    inputs, samples = model_inputs(batch), batch_size(batch)
     if place == "memory":
-        return frost_line(model, inputs)
+        return frost_line(model, inputs, samples=samples)
     # On the same disk, since its reading is timed; but not among the records.
     with (
         TemporaryDirectory(prefix=".trial-", dir=place) as folder,
         FolderStore(folder) as store,
     ):
-        return frost_line(model, inputs, store=store)
+        return frost_line(model, inputs, samples=samples, store=store)
 
 
 def _room(place: str | Path) -> int:

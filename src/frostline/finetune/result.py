@@ -10,13 +10,13 @@ from frostline.proof import Change
 
 
 @dataclass(frozen=True, kw_only=True)
-class Accuracy:
-    """Accuracy on scans that no step trained on.
+class Measure:
+    """One measure on samples that no step trained on.
 
     Attributes:
-        before: share labelled correctly before the first step, with the new head.
-        after: the same after the last epoch.
-        held_out: number of those scans.
+        before: before the first step, with the new head.
+        after: after the best epoch, which is what was kept.
+        held_out: number of those samples.
     """
 
     before: float
@@ -155,13 +155,18 @@ class Result:
         run: the run's folder.
         model: what ``--model`` said.
         data: what ``--data`` said.
+        kind: what the model was trained to do.
+        followed: the measure by which the best epoch was chosen: accuracy, f1 or loss.
         epochs: epochs that were trained.
+        best_epoch: the one whose weights were kept.
         train_seconds: time of those, over all processes that took part.
         trained: how much was trained.
-        accuracy: before and after.
+        accuracy: share of the targets that come first: of samples, tokens, or next tokens.
+        loss: cross-entropy of a target, in nats; its exponential is the perplexity.
+        f1: of the tokens that are part of something; None but for token classification.
         proof: whether the frozen part held.
-        saved: None if full training could not be measured, and under a schedule: no one step
-            stands for the run there.
+        saved: None if full training could not be measured; under a schedule, where no one step
+            stands for the run; and among several processes.
         next: the command to go on with.
         replay: what was replayed; None where nobody asked.
         schedule: what the schedule froze when; None without one.
@@ -170,10 +175,15 @@ class Result:
     run: Path
     model: str
     data: str
+    kind: str
+    followed: str
     epochs: int
+    best_epoch: int
     train_seconds: float
     trained: Trained
-    accuracy: Accuracy
+    accuracy: Measure
+    loss: Measure
+    f1: Measure | None
     proof: ProofReport
     saved: Savings | None
     next: str

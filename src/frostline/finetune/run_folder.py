@@ -6,8 +6,12 @@
 ``config.yaml``         the configuration, every field of it
 ``metrics.jsonl``       one line an epoch; appended to
 ``frozen.json``         fingerprints of what is frozen, from before the first step
+``base.json``           fingerprints of the whole model from then, and which data it was
 ``checkpoint.pt``       where ``--resume`` goes on; removed once the run is finished
-``model.safetensors``   the tuned weights
+``best.pt``             the best epoch, if that is an earlier one; removed likewise
+``model.safetensors``   the tuned weights, of a model that has no base checkpoint
+``model/``              for a model that has: ``tuned.safetensors``, what was trained, beside its
+                        configuration and its tokenizer or image processor
 ``timeline.json``       what the schedule froze when; ``timeline.png``, if matplotlib is there
 ``result.json``         accuracy, proof, savings
 ``status.json``         running, interrupted, finished or failed, and how to go on
@@ -28,15 +32,19 @@ from pathlib import Path
 from typing import Literal
 
 from frostline.errors import ConfigError, OutputError
-from frostline.files import write_atomically
+from frostline.files import replace_atomically, write_atomically
 
 PLAN = "plan.yaml"
 SCHEDULE = "schedule.yaml"
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 FROZEN = "frozen.json"
+BASE = "base.json"
 CHECKPOINT = "checkpoint.pt"
+BEST = "best.pt"
 MODEL = "model.safetensors"
+MODEL_FOLDER = "model"
+DELTA = "tuned.safetensors"
 TIMELINE = "timeline.json"
 PLOT = "timeline.png"
 RESULT = "result.json"
@@ -69,12 +77,18 @@ class Status:
 class RunFolder:
     """A folder that :func:`create_run` made, or that an earlier process did.
 
+    Args:
+        path: the folder.
+        writes: whether this process writes in it: among several only the main one does.
+
     Attributes:
         path: the folder.
+        writes: as given.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
 
     @property
     def resume_command(self) -> str:
@@ -91,9 +105,24 @@ class RunFolder:
         """The command line that shows the tuned weights."""
         return f"frostline inspect {shlex.quote(str(self.path / MODEL))}"
 
+    def merge_command(self, base: Path) -> str:
+        """The command line that makes a whole model of a base checkpoint and the delta."""
+        delta = self.path / MODEL_FOLDER / DELTA
+        return " ".join(
+            ["frostline merge", *(shlex.quote(str(p)) for p in (base, delta, self.path / "merged"))]
+        )
+
     def write(self, name: str, content: bytes) -> None:
         """Write or replace one file, whole or not at all; raises OutputError."""
-        write_atomically(self.path / name, content)
+        if self.writes:
+            write_atomically(self.path / name, content)
+
+    def keep_best(self) -> None:
+        """Keep the checkpoint as it is as that of the best epoch; raises OutputError."""
+        if self.writes:
+            replace_atomically(
+                self.path / BEST, lambda file: shutil.copyfile(self.path / CHECKPOINT, file)
+            )
 
     def read_json(self, name: str) -> dict[str, object]:
         """Read one JSON object; raises ConfigError if it is not there or damaged."""
@@ -173,6 +202,16 @@ def create_run(out: Path, name: str, fill: Callable[[RunFolder], object]) -> Run
             ) from error
         raise
     return run
+
+
+def weights_of(path: Path) -> Path:
+    """Where the weights of a run lie, if ``path`` is one that has a folder for them; else ``path``.
+
+    >>> str(weights_of(Path("bert-base")))
+    'bert-base'
+    """
+    is_run = (path / CONFIG).is_file() and (path / MODEL_FOLDER).is_dir()
+    return path / MODEL_FOLDER if is_run else path
 
 
 def json_bytes(content: Mapping[str, object]) -> bytes:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from frostline.finetune.data import Split
-from frostline.finetune.loop import batch_loss
+from frostline.finetune.engine import Engine
+from frostline.finetune.loop import Batch, batch_loss
 from frostline.finetune.result import Cost, Savings
 from frostline.measure import (
     gradient_bytes,
@@ -30,7 +30,8 @@ class _Side:
 
     model: nn.Module
     optimizer: Optimizer
-    batch: Split
+    batch: Batch
+    engine: Engine
     obey: Callable[[], None]
 
     def step(self) -> None:
@@ -41,7 +42,8 @@ class _Side:
         self.optimizer.step()
 
     def loss(self) -> torch.Tensor:
-        return batch_loss(self.model, self.batch.inputs, self.batch.targets)
+        with self.engine.autocast():
+            return batch_loss(self.model, self.batch)
 
     def cost(self, step_seconds: float) -> Cost:
         """The costs of a step; at least one has been made."""
@@ -57,8 +59,9 @@ def measure_savings(
     frozen: nn.Module,
     full: nn.Module,
     make_optimizer: Callable[[nn.Module], Optimizer],
-    batch: Split,
+    batch: Batch,
     *,
+    engine: Engine,
     obey: Callable[[], None] = lambda: None,
 ) -> Savings:
     """Train both models on ``batch`` for some steps, in turns, and measure what a step takes.
@@ -68,10 +71,17 @@ def measure_savings(
         full: the same model with nothing frozen; its weights move.
         make_optimizer: makes the optimizer for either.
         batch: one batch, on the models' device.
+        engine: where it is computed.
         obey: called before every step; may raise to stop.
     """
     sides = {
-        name: _Side(model=model.train(), optimizer=make_optimizer(model), batch=batch, obey=obey)
+        name: _Side(
+            model=model.train(),
+            optimizer=make_optimizer(model),
+            batch=batch,
+            engine=engine,
+            obey=obey,
+        )
         for name, model in (("frozen", frozen), ("full", full))
     }
     start = time.perf_counter()
@@ -80,7 +90,7 @@ def measure_savings(
     repeats = int(_PATIENCE_SECONDS / (time.perf_counter() - start))
     times = step_times(
         {name: side.step for name, side in sides.items()},
-        warmup=3,
+        warmup=min(repeats, 3),
         repeats=min(max(repeats, 3), 30),
     )
     costs = {name: side.cost(times[name].median_seconds) for name, side in sides.items()}

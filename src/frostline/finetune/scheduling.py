@@ -7,7 +7,6 @@ from pathlib import Path
 
 from frostline.errors import ConfigError, ScheduleError
 from frostline.finetune.config import FinetuneConfig
-from frostline.finetune.loop import batch_count
 from frostline.finetune.prepare import Setup
 from frostline.freezer import Freezer
 from frostline.schedules import Schedule, from_plain, load, registry
@@ -44,6 +43,7 @@ def start_freezer(
     schedule: Schedule,
     config: FinetuneConfig,
     setup: Setup,
+    scheduler: object = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Freezer:
     """Have the schedule freeze and thaw the job's model, all of it but what its plan froze.
@@ -52,18 +52,21 @@ def start_freezer(
         schedule: when to freeze what.
         config: the job.
         setup: the model, with what the schedule is to leave as it is already frozen.
+        scheduler: what sets the optimizer's rates, if anything does.
         note: told in one line what the freezer has assumed.
 
     Raises:
         ScheduleError: (a ValueError) the schedule does not suit the model.
     """
     fixed = frozenset(setup.frozen.names)
-    steps = batch_count(len(setup.task.train), config.batch_size)
+    steps = steps_per_epoch(setup, config)
     try:
         freezer = Freezer(
             setup.model,
             setup.optimizer,
-            schedule=schedule,
+            scheduler,
+            schedule,
+            "ddp" if setup.engine.ranks > 1 else None,
             total_steps=config.epochs * steps,
             steps_per_epoch=steps,
             fixed=where(lambda name, parameter: name in fixed) if fixed else None,
@@ -79,6 +82,11 @@ def start_freezer(
         if event.kind == "note":
             note(f"schedule: {event.why}")
     return freezer
+
+
+def steps_per_epoch(setup: Setup, config: FinetuneConfig) -> int:
+    """Optimizer steps of one epoch."""
+    return -(-len(setup.batches) // config.accumulate)
 
 
 def resume_freezer(freezer: Freezer, state: Mapping[str, object], run: Path) -> None:

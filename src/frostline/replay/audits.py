@@ -14,6 +14,8 @@ class Audits:
     >>> audits = Audits(0.0)
     >>> [number for number in range(1, 100) if audits.is_due(number)]
     [1, 8, 64]
+    >>> [number for number in range(1, 100) if audits.is_due(number, of_earlier_run=True)]
+    [1, 64]
     """
 
     def __init__(self, share: float) -> None:
@@ -21,8 +23,15 @@ class Audits:
         # Of its own, so that the loop's random numbers are the same with and without replay.
         self._random = random.Random(0)
 
-    def is_due(self, number: int) -> bool:
-        """Whether the replay of this number, from 1, is to be compared."""
-        while number % 8 == 0:
-            number //= 8
+    def is_due(self, number: int, *, of_earlier_run: bool = False) -> bool:
+        """Whether the replay of this number, from 1, is to be compared.
+
+        Args:
+            number: of the replay.
+            of_earlier_run: whether an earlier run has proven the cut: then fewer are, the 1st,
+                64th, 4096th …
+        """
+        step = 64 if of_earlier_run else 8
+        while number % step == 0:
+            number //= step
         return number == 1 or (self._share > 0 and self._random.random() < self._share)

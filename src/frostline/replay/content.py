@@ -15,7 +15,7 @@ from torch import Tensor
 from frostline.proof import fingerprint
 from frostline.proof.fingerprint import has_plain_content
 
-FORMAT = 1
+FORMAT = 2
 """Raised when what is recorded, or how it is keyed, changes: older entries are then not found."""
 
 

@@ -80,6 +80,7 @@ class Cut:
             call by another way than its arguments.
         glue_tensors: names of the model's tensors that code between modules uses on frozen values.
         hides: whether an opaque object that the top-level call returns lacks tensors in a replay.
+        rounds: whether the last bits of what is kept may depend on the rest of the batch.
     """
 
     planned: tuple[PlannedCall, ...]
@@ -89,6 +90,7 @@ class Cut:
     hidden_inputs: tuple[int, ...]
     glue_tensors: frozenset[str]
     hides: bool
+    rounds: bool
 
     @property
     def keeps_something(self) -> bool:
@@ -171,6 +173,7 @@ class _Analysis:
                 if value in graph.names
             ),
             hides=any(value in owned for value in graph.hidden),
+            rounds=any(self._liveness.rounds(graph.operations[number]) for number in self._owner),
         )
 
     def _needed(self) -> set[int]:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from frostline.proof import fingerprint
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
-_FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
-_DEEPEST = 6
-_MOST_ITEMS = 4096
+FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
+DEEPEST = 6
+MOST_ITEMS = 4096
 # What a model says of its head and its past, and what another head changes.
 _NOT_OF_THE_FROZEN_PART = frozenset(
     {"id2label", "label2id", "problem_type", "architectures", "_name_or_path", "name_or_path"}
@@ -38,7 +38,7 @@ def deep_mark(value: Any, depth: int = 0) -> Any:
         return id(value), value._version
     if isinstance(value, np.ndarray):
         return id(value), xxhash.xxh3_64_intdigest(np.ascontiguousarray(value).tobytes())
-    items = None if depth > _DEEPEST else _items(value)
+    items = None if depth > DEEPEST else _items(value)
     if items is None:
         return id(value)
     return type(value).__name__, tuple((k, deep_mark(v, depth + 1)) for k, v in items)
@@ -57,9 +57,9 @@ def lasting_mark(value: Any, depth: int = 0) -> Any:
     if isinstance(value, np.ndarray):
         content = xxhash.xxh3_64_intdigest(np.ascontiguousarray(value).tobytes())
         return str(value.dtype), value.shape, content
-    if isinstance(value, _FUNCTIONS):
+    if isinstance(value, FUNCTIONS):
         return value.__module__, value.__qualname__, _code_of(value, depth)
-    items = None if depth > _DEEPEST else _items(value)
+    items = None if depth > DEEPEST else _items(value)
     if items is None:
         return type(value).__module__, type(value).__qualname__
     return type(value).__name__, [
@@ -72,7 +72,7 @@ def lasting_mark(value: Any, depth: int = 0) -> Any:
 def _code_of(function: Any, depth: int) -> Any:
     """What a function does, as far as its code, constants, defaults and closure tell."""
     code = getattr(function, "__code__", None)
-    if code is None or depth > _DEEPEST:
+    if code is None or depth > DEEPEST:
         return None
     cells = [
         lasting_mark(cell.cell_contents, depth + 1)
@@ -87,12 +87,12 @@ def _code_of(function: Any, depth: int) -> Any:
 def _items(value: Any) -> list[tuple[Any, Any]] | None:
     """What a container or a plain object holds; None for what is not looked into."""
     if isinstance(value, Mapping):
-        return list(value.items())[:_MOST_ITEMS]
+        return list(value.items())[:MOST_ITEMS]
     if isinstance(value, list | tuple):
-        return list(enumerate(value[:_MOST_ITEMS]))
+        return list(enumerate(value[:MOST_ITEMS]))
     if isinstance(value, set | frozenset):
-        return [(None, held) for held in sorted(value, key=repr)][:_MOST_ITEMS]
-    if isinstance(value, (nn.Module, type, *_FUNCTIONS)):
+        return [(None, held) for held in sorted(value, key=repr)][:MOST_ITEMS]
+    if isinstance(value, (nn.Module, type, *FUNCTIONS)):
         return None
     if isinstance(value, functools.partial):
         return [("func", value.func), ("args", value.args), ("keywords", value.keywords)]
@@ -102,4 +102,4 @@ def _items(value: Any) -> list[tuple[Any, Any]] | None:
         for name in (slots,) if isinstance(slots, str) else slots:
             if hasattr(value, name):
                 held[name] = getattr(value, name)
-    return list(held.items())[:_MOST_ITEMS] if held else None
+    return list(held.items())[:MOST_ITEMS] if held else None

@@ -110,9 +110,14 @@ class FolderShelf:
         return records
 
     def flush(self) -> None:
-        """Write out what is buffered; if the disk takes no more, that is said once."""
+        """Write out what is buffered; if the disk takes no more, that is said once.
+
+        The next digest that is not known is looked for on the disk at once: an epoch has ended,
+        for other processes too.
+        """
         with self._entered():
             self._flush()
+            self._pace = Pace()
 
     @contextmanager
     def _entered(self) -> Iterator[None]:

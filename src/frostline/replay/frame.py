@@ -42,9 +42,14 @@ class Seen(NamedTuple):
 
 
 class _Trail(NamedTuple):
-    """What a call depends on: for each sample, and for all of them (forms, settings, the way)."""
+    """What a call depends on.
 
-    digests: list[bytes]
+    Attributes:
+        columns: for each sample, the digests of all contents that came in so far; a column once.
+        path: digest of what is common to all samples: forms, settings, the way.
+    """
+
+    columns: tuple[Sequence[bytes], ...]
     path: bytes
 
 
@@ -77,7 +82,7 @@ class Frame:
 
     Args:
         plan: the cut.
-        digests: for each sample, its name and what else it brings into the pass.
+        start: columns of digests: the samples' names, and what else they bring into the pass.
         mode: ``replay`` replays where it can and records where it can't; ``try`` gives up where it
             can't; ``record`` and ``capture`` compute all; ``prefix`` computes as far as anything
             is kept, and leaves the pass there by :class:`Enough`.
@@ -89,7 +94,7 @@ class Frame:
     def __init__(
         self,
         plan: Plan,
-        digests: list[bytes],
+        start: Sequence[Sequence[bytes]],
         mode: Mode = "replay",
         *,
         remembered: Sequence[Sequence[bytes]] | None = None,
@@ -105,12 +110,12 @@ class Frame:
         self._inner = inner
         self._undecided = mode in ("replay", "try")
         self._turns: Counter[str] = Counter()
-        self._start = _Trail(digests, plan.key)
+        self._start = _Trail(tuple(start), plan.key)
         self._all = self._start
         self._trails: dict[int, _Trail] = {}
         self._next = 0
         self._lacks_some = False
-        self._handed: dict[int, list[Tensor]] = {}
+        self._handed: dict[int, Sequence[Tensor]] = {}
         self._is_inside = False
 
     def call(self, name: str, module: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
@@ -211,68 +216,84 @@ class Frame:
     # What a call depends on.
 
     def _key(self, station: Station, given: Nest) -> list[bytes]:
-        """Each sample's digest of all that this call depends on."""
-        sources = station.planned.sources
-        if len(sources) != len(given.tensors):
+        """Each sample's digest of all that this call depends on; empty if nothing is kept of it."""
+        none = [b""] * len(self._start.columns[0])
+        if len(station.planned.sources) != len(given.tensors):
             self._stray(f"{station.planned.call.place} got another number of tensors than traced")
-            return self._start.digests
-        forms = [(tuple(tensor.shape), tensor.dtype, tensor.device) for tensor in given.tensors]
-        columns: list[list[bytes]] = []
+            return none
+        trail = self._trail_to(station, given)
+        if trail is None:
+            self._stray(f"{station.planned.call.place} got something else than when traced")
+            return none
+        self._trails[station.planned.index] = trail
+        if self.plan.has_blind_sources:
+            path = digest_of(self._all.path, trail.path)
+            self._all = _Trail(_distinct([*self._all.columns, *trail.columns]), path)
+        if self._remembered is not None:
+            keys = list(self._remembered[station.order])
+        elif station.shelf is None:
+            keys = none
+        else:
+            first, *others = trail.columns
+            keys = chained(first, [*others, repeat(trail.path, len(none))])
+        self.keys[station.order] = keys
+        return keys
+
+    def _trail_to(self, station: Station, given: Nest) -> _Trail | None:
+        """What a call depends on; None if it got something else than when it was traced."""
         before = [self._start]
-        for source, tensor in zip(sources, given.tensors, strict=True):
+        contents: list[Sequence[bytes]] = []
+        for source, tensor in zip(station.planned.sources, given.tensors, strict=True):
             if source.kind == "content" and self._remembered is None:
-                columns.append(sample_digests(tensor, self.plan.samples))
+                contents.append(sample_digests(tensor, self.plan.samples))
             elif source.kind == "blind":
                 before.append(self._all)  # it may descend from any earlier call
             elif source.kind == "call":
                 if not self._is_from(tensor, source):
-                    self._stray(f"{station.planned.call.place} got something else than when traced")
-                    return self._start.digests
+                    return None
                 before.append(self._trails[source.call])
-        path = digest_of(station.order, given.form, forms, *(trail.path for trail in before))
-        digests = self._start.digests
-        if columns or len(before) > 1:
-            digests = chained(before[0].digests, [*(t.digests for t in before[1:]), *columns])
-        self._trails[station.planned.index] = _Trail(digests, path)
-        if self.plan.has_blind_sources:
-            self._all = _Trail(
-                chained(self._all.digests, [digests]), digest_of(self._all.path, path)
-            )
-        keys = self.keys[station.order] = (
-            chained(digests, [repeat(path, len(digests))])
-            if self._remembered is None
-            else list(self._remembered[station.order])
-        )
-        return keys
+        columns = [column for trail in before for column in trail.columns]
+        path = station.path_to(given, [trail.path for trail in before])
+        return _Trail(_distinct([*columns, *contents]), path)
 
     def _is_from(self, tensor: Tensor, source: Source) -> bool:
         results = self._handed.get(source.call)
-        return results is not None and address_of(tensor) in {
-            address_of(results[position]) for position in source.results
-        }
+        if results is None:
+            return False
+        wanted = [results[position] for position in source.results]
+        if any(tensor is result for result in wanted):
+            return True
+        return address_of(tensor) in map(address_of, wanted)
 
     def _path_of(self, station: Station) -> bytes:
         return digest_of(self._trails[station.planned.index].path, "whole")
 
     # What is handed out instead.
 
-    def _find(self, station: Station, digests: list[bytes], given: Nest) -> Any:
-        """What stands in for the call; None if a sample is not known."""
+    def _find(self, station: Station, digests: list[bytes], given: Nest) -> Sequence[Tensor] | None:
+        """The results of a call that is not made; None if a sample is not known."""
+        if not station.is_recorded:
+            return station.results({}, given.tensors)
         try:
             kept = station.recorded(digests, self._path_of(station))
         except StoreDamaged:
             return None
-        return None if kept is None else station.returned(kept, given.tensors)
+        return None if kept is None else station.results(kept, given.tensors)
 
-    def _hand(self, station: Station, output: Any) -> Any:
-        self._handed[station.planned.index] = open_nest(output).tensors
-        return output
+    def _hand(self, station: Station, results: Sequence[Tensor]) -> Any:
+        self._handed[station.planned.index] = results
+        return station.holding(results)
 
     def _stray(self, why: str) -> None:
         if self.irregular is None:
             self.irregular = why
         if self.mode == "try" or (self.mode == "replay" and not self._undecided):
             raise Irregular(why)
+
+
+def _distinct(columns: list[Sequence[bytes]]) -> tuple[Sequence[bytes], ...]:
+    """Each column once, by identity: what two calls have from one and the same place."""
+    return tuple({id(column): column for column in columns}.values())
 
 
 def _holds_nan(output: Any) -> bool:

@@ -222,7 +222,8 @@ class _Trial:
             self.replayed_seconds.append(seconds)
         elif after.recorded > before.recorded and self.plan is not None:
             for station in self.plan.stations:
-                self.call_seconds[station.order].append(station.seconds)
+                if station.seconds:  # the first pass takes its values from the trace, in no time
+                    self.call_seconds[station.order].append(station.seconds)
 
 
 def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

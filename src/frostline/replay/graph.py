@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from frostline.replay.captured import Captured
 from frostline.replay.layout import Layout
 
 
@@ -129,6 +130,8 @@ class Graph:
         hidden: values held by opaque objects among what the top-level call returned.
         writes_model: whether it wrote into the model's own tensors, even if it put them back.
         seconds: how long it took, under observation.
+        captured: what its calls returned; None if the pass also leaves something elsewhere, or
+            when it has been used.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -143,6 +146,7 @@ class Graph:
     hidden: list[int] = field(default_factory=list)
     writes_model: bool = False
     seconds: float = 0.0
+    captured: Captured | None = None
 
     def is_inside(self, call: int, outer: int) -> bool:
         """Whether a call is another one, or was made inside of it."""
@@ -154,3 +158,8 @@ class Graph:
         while at is not None:
             yield at
             at = self.calls[at].parent
+
+    def take_captured(self) -> Captured | None:
+        """What was captured, once: it takes memory, and holds for the traced pass alone."""
+        captured, self.captured = self.captured, None
+        return captured

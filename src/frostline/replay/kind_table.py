@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from frostline.replay.kinds import Kind, key_of, plan_kind, trace_kind
@@ -29,18 +30,27 @@ class KindTable:
         model: the whole model.
         store: where records go.
         rounding: whether rounding is accepted.
+        keep_as: the dtype in which wider floating values are kept, or None.
 
     Attributes:
         given_up: why nothing is replayed any more, until other tensors train.
         unsuitable: why this model can't be replayed at all, as it is now.
     """
 
-    def __init__(self, model: nn.Module, store: Store, *, rounding: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        store: Store,
+        *,
+        rounding: bool,
+        keep_as: torch.dtype | None = None,
+    ) -> None:
         self.given_up: str | None = None
         self.unsuitable = unsuitable(model) or without_cut(model)
         self._model = model
         self._store = store
         self._rounding = rounding
+        self._keep_as = keep_as
         self._watch: Watch | None = None
         self._own_changes = OwnChanges()
         self._kinds: dict[Any, Kind] = {}
@@ -118,7 +128,7 @@ class KindTable:
                     " can be replayed: pad inputs to few lengths"
                 )
             return None
-        kind = trace_kind(call, rounding=self._rounding)
+        kind = trace_kind(call, rounding=self._rounding, keep_as=self._keep_as)
         self._own_changes.refuse_in(kind)
         self._kinds[key_of(call, self._number)] = kind
         plan_kind(kind, call, samples, self._store)

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frostline.replay.code_marks import code_mark
 from frostline.replay.content import FORMAT, digest_of, kernel_settings, machine
 from frostline.replay.cut import Cut, find_cut
 from frostline.replay.deep import lasting_mark
 from frostline.replay.graph import Graph, Place
 from frostline.replay.liveness import Exclusions
-from frostline.replay.nest import open_nest
 from frostline.replay.plan import NotPerSample, Plan
 from frostline.replay.regroup import Recorded
 from frostline.replay.runner import TopLevel
+from frostline.replay.slots import OF_EVERY_MODULE
 from frostline.replay.store import Store
-from frostline.replay.watch import OF_EVERY_MODULE
 from frostline.replay.weights import Weights
 
 SEAL = digest_of("seal")
@@ -122,11 +122,14 @@ class Kind:
         self.plan, self.why = None, why
 
 
-def trace_kind(call: TopLevel, *, rounding: bool) -> Kind:
+def trace_kind(call: TopLevel, *, rounding: bool, keep_as: torch.dtype | None = None) -> Kind:
     """Look at a kind of pass for the first time, for trial; nothing is cut yet."""
-    exclusions = Exclusions(accepts_rounding=rounding)
+    exclusions = Exclusions(accepts_rounding=rounding, keep_as=keep_as)
     try:
-        return Kind(graph=call.traced(), exclusions=exclusions)
+        graph = call.traced()
+        for traced in graph.calls:
+            traced.layouts = [layout.narrowed(keep_as) for layout in traced.layouts]
+        return Kind(graph=graph, exclusions=exclusions)
     except Exception as error:
         # The pass itself comes next and raises it, if it is the user's.
         why = f"the pass can't be traced: {type(error).__name__}: {error}"
@@ -174,7 +177,7 @@ def key_of(call: TopLevel, state: int) -> Any:
         call: the top-level call.
         state: a number that stands for the state of the model.
     """
-    nest = open_nest((call.args, call.kwargs), into_objects=True)
+    nest = call.given
     forms = tuple((t.shape, t.dtype, t.device, t.requires_grad) for t in nest.tensors)
     grad = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     return call.name, nest.form, forms, state, kernel_settings(), grad
@@ -229,4 +232,6 @@ def _own_configuration(module: nn.Module) -> Any:
         for key, value in vars(module).items()
         if key not in OF_EVERY_MODULE and not key.startswith("_frostline")
     }
-    return type(module).__module__, type(module).__qualname__, module.training, lasting_mark(own)
+    kind = type(module)
+    code = code_mark(module)
+    return kind.__module__, kind.__qualname__, code, module.training, lasting_mark(own)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from frostline.errors import ReplayError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
@@ -22,6 +24,7 @@ class Layout:
         batch_dim: the dimension that counts samples; None if the tensor is not cut.
         inner_first: where that dimension counts other things too (heads, windows), whether those
             are the slower ones: ``heads × samples`` instead of ``samples × heads``.
+        kept_as: the dtype in which it is kept; None for its own.
     """
 
     shape: tuple[int, ...]
@@ -31,6 +34,7 @@ class Layout:
     samples: int
     batch_dim: int | None
     inner_first: bool = False
+    kept_as: torch.dtype | None = None
 
     @staticmethod
     def of(tensor: Tensor, *, samples: int, varies: bool) -> Layout:
@@ -69,12 +73,31 @@ class Layout:
     @property
     def record_bytes(self) -> int:
         """Bytes of one sample; of the whole tensor if it is not cut."""
-        whole = math.prod(self.shape) * self.dtype.itemsize
+        whole = math.prod(self.shape) * (self.kept_as or self.dtype).itemsize
         return whole if self.batch_dim is None else whole // self.samples
 
+    def narrowed(self, dtype: torch.dtype | None) -> Layout:
+        """The same, kept in a narrower floating dtype; other dtypes are kept as they are.
+
+        >>> Layout.of(torch.ones(4, 2), samples=4, varies=True).narrowed(torch.float16).record_bytes
+        4
+        """
+        is_wider = dtype is not None and self.dtype.itemsize > dtype.itemsize
+        return replace(self, kept_as=dtype) if self.dtype.is_floating_point and is_wider else self
+
+    def as_kept(self, tensor: Tensor) -> Tensor:
+        """What would be read of the tensor once it is recorded."""
+        return tensor if self.kept_as is None else self.from_records(self.to_records(tensor))
+
     def to_records(self, tensor: Tensor) -> Tensor:
-        """The tensor's bytes, one row a sample: uint8 [samples, record_bytes]; one row if uncut."""
+        """The tensor's bytes, one row a sample: uint8 [samples, record_bytes]; one row if uncut.
+
+        Raises:
+            ReplayError: a value is too large for the dtype in which it is to be kept.
+        """
         cpu = tensor.detach().cpu().resolve_conj().resolve_neg()
+        if self.kept_as is not None:
+            cpu = _narrowed(cpu, self.kept_as)
         rows = 1 if self.batch_dim is None else self.samples
         flat = self._samples_first(cpu).reshape(-1) if rows > 1 else cpu.reshape(-1)
         if self.record_bytes == 0:
@@ -88,7 +111,7 @@ class Layout:
             return torch.empty_strided(
                 self.shape, self.strides, dtype=self.dtype, device=self.device
             )
-        values = flat.view(self.dtype)
+        values = flat.view(self.kept_as or self.dtype).to(self.dtype)
         dim = self.batch_dim
         if dim is None or self.samples == 1:
             shaped = values.view(self.shape)
@@ -133,3 +156,14 @@ class Layout:
         laid = torch.empty_strided(sizes, self.strides, dtype=self.dtype, device=self.device)
         laid.copy_(tensor[tuple(kept)])
         return laid.expand(self.shape) if 0 in self.strides else laid
+
+
+def _narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    narrow = tensor.to(dtype)
+    if narrow.isinf().sum() != tensor.isinf().sum():
+        largest = float(tensor.abs().nan_to_num(posinf=0.0).max())
+        raise ReplayError(
+            f"a value of {largest:.3g} is to be kept as {dtype}, which ends at"
+            f" {torch.finfo(dtype).max:.3g}: keep it as torch.bfloat16, or leave keep_as out"
+        )
+    return narrow

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from frostline.replay.graph import Call, Graph, Operation
 
 FROM_TRAINABLE = "a trainable value flows into it"
@@ -20,12 +22,16 @@ class Exclusions:
         varying: values that depend on more than a sample's own input → why.
         layouts: planned calls → which way of cutting their results into samples is tried.
         accepts_rounding: whether rows may be grouped by content, which changes last bits.
+        has_rounded: whether a value was let pass of which the last bits differed.
+        keep_as: the dtype in which wider floating values are kept; None if all keep their bits.
     """
 
     split: dict[int, str] = field(default_factory=dict)
     varying: dict[int, str] = field(default_factory=dict)
     layouts: dict[int, int] = field(default_factory=dict)
     accepts_rounding: bool = False
+    has_rounded: bool = False
+    keep_as: torch.dtype | None = None
 
 
 class Liveness:
@@ -178,7 +184,11 @@ class Liveness:
 
     def _is_unequal(self, operation: Operation) -> bool:
         """Whether a sample's last bits depend on its batch-mates, or on its place among them."""
-        if self._exclusions.accepts_rounding or not (operation.mixes or operation.is_uneven):
+        return not self._exclusions.accepts_rounding and self.rounds(operation)
+
+    def rounds(self, operation: Operation) -> bool:
+        """Whether an operation may give a sample other last bits in another batch."""
+        if not (operation.mixes or operation.is_uneven):
             return False
         return not all(value in self.constant for value in operation.reads)
 

@@ -20,6 +20,7 @@ from frostline.replay.loading_requests import (
     Skip,
 )
 from frostline.replay.loading_views import Views, generators_kept
+from frostline.replay.loading_wrappers import Wrapping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,9 @@ class IndexedLoader:
     so ``loader.sampler.set_epoch(...)`` still works. Workers are the copy's own.
 
     Args:
-        loader: batches a data set that is read by index. A subclass of ``DataLoader`` keeps what
-            it does in its ``__iter__``, as long as each batch read gives one batch yielded.
+        loader: batches a data set that is read by index. A subclass of ``DataLoader``, or a
+            wrapper as Accelerate and Fabric prepare, keeps what it does in its ``__iter__``, as
+            long as each batch read gives one batch yielded.
         views: with K, each sample has K fixed random variants. While the data set gives view v of
             a sample, the generators of torch (CPU), ``random`` and NumPy are seeded from both,
             so that a view is the same bits in every epoch, worker and process, and put back
@@ -84,9 +86,11 @@ class IndexedLoader:
         skip: Skip | None = None,
         first_epoch: int = 0,
     ) -> None:
+        self._wrapping = Wrapping(loader)
+        self.cannot_skip = _reason_not_to_skip(loader)
+        loader = self._wrapping.inner
         _refuse(loader)
         self.loader = loader
-        self.cannot_skip = _reason_not_to_skip(loader)
         self._views = _views(views, loader.dataset)
         self._dataset = RequestedDataset(loader.dataset, self._views)
         self._collate = RequestedCollate(loader.collate_fn)
@@ -119,7 +123,7 @@ class IndexedLoader:
     def __iter__(self) -> Iterator[LoadedBatch]:
         self._handover.waiting.clear()
         # `map` starts the loader now, as iter(loader) would: it draws a seed there.
-        return map(self._loaded, iter(self._copy))
+        return map(self._loaded, self._wrapping.iterate(self._copy))
 
     def load(self, ids: Sequence[int]) -> Any:
         """Load one batch now, in the main process, whatever ``skip`` says.
@@ -170,7 +174,7 @@ def _refuse(loader: object) -> None:
 
 
 def _reason_not_to_skip(loader: DataLoader[Any]) -> str | None:
-    if type(loader).__iter__ is DataLoader.__iter__:
+    if getattr(type(loader), "__iter__", None) is DataLoader.__iter__:
         return None
     return (
         f"{type(loader).__name__} has an __iter__ of its own, which must see every batch; "

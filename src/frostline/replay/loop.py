@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from frostline.errors import ModelTypeError, ReplayError
+from frostline.replay.epoch_ends import EpochEnds, is_dealt
 from frostline.replay.fields import rebuild
 from frostline.replay.fields_memory import FieldMemory
+from frostline.replay.folder_store import FolderStore
 from frostline.replay.loading import IndexedLoader, LoadedBatch
 from frostline.replay.replayer import Replayer
 from frostline.replay.skipping import Fields
 from frostline.replay.store import Store
+from frostline.replay.suitable import bare
 
 Inputs = Literal["load", "skip"]
 
@@ -35,6 +38,7 @@ def replay(
     evict: bool = False,
     budget: int | None = None,
     rounding: bool = False,
+    keep_as: torch.dtype | None = None,
 ) -> Replay:
     """Give a loader's batches, and replay the frozen part of the model on them.
 
@@ -62,6 +66,8 @@ def replay(
             samples are recorded; they come back by themselves when the model needs them.
         budget: bytes that may be kept at most.
         rounding: whether parts may be replayed whose last bits depend on the rest of the batch.
+        keep_as: ``torch.bfloat16`` or ``torch.float16`` to keep wider floating values in fewer
+            bytes; losses are then near those without replay, no longer the same.
 
     Raises:
         ReplayError: (a RuntimeError) the loader's samples can't be told apart by number, an
@@ -88,6 +94,7 @@ def replay(
         raise ModelTypeError(f"a torch.nn.Module is wanted, got {model!r}")
     if inputs not in ("load", "skip"):
         raise ReplayError(f'inputs is "load" or "skip", got {inputs!r}')
+    model = bare(model)
     options = {
         "store": store,
         "inputs": inputs,
@@ -96,6 +103,7 @@ def replay(
         "evict": evict,
         "budget": budget,
         "rounding": rounding,
+        "keep_as": keep_as,
     }
     held: _Held = vars(model).setdefault("_frostline_replays", _Held())
     for known in held:
@@ -130,41 +138,56 @@ class Replay:
 
     Attributes:
         replayer: does the work; it tells what was replayed and what was not, and why.
+        loader: whose batches these are.
     """
 
     def __init__(self, model: nn.Module, loader: DataLoader[Any], options: dict[str, Any]) -> None:
         self._options = options
         self._skips = options["inputs"] == "skip"
         self._indexed = IndexedLoader(loader, views=options["views"], skip=self._may_skip)
-        self._loader = loader
+        self.loader = loader
         self.replayer = Replayer(
             model,
             store=options["store"],
             budget=options["budget"],
             audit=options["audit"],
             rounding=options["rounding"],
+            keep_as=options["keep_as"],
         )
         self._memory = FieldMemory()
         self._unlearned: list[tuple[tuple[int, ...], Any]] = []
         self._why_not: str | None = self._indexed.cannot_skip
         self._is_evicted = not options["evict"]
+        self._ends = _ends(loader) if _is_shared(options) else None
 
     def serves(self, loader: DataLoader[Any], options: dict[str, Any]) -> bool:
         """Whether this is for that loader, or for another one of the same data set."""
         if options != self._options:
             return False
-        if loader is self._loader:
+        if loader is self.loader:
             return True
-        if getattr(loader, "dataset", None) is not self._loader.dataset:
+        if getattr(loader, "dataset", None) is not self.loader.dataset:
             return False
+        self.over(loader)
+        return True
+
+    def over(self, loader: DataLoader[Any]) -> None:
+        """Give another loader's batches from now on; what was recorded serves on.
+
+        Args:
+            loader: of the same data set, such as the same one prepared by Accelerate.
+
+        Raises:
+            ReplayError: (a RuntimeError) its samples can't be told apart by number.
+        """
         self._indexed = IndexedLoader(
             loader,
-            views=options["views"],
+            views=self._options["views"],
             skip=self._may_skip,
             first_epoch=self._indexed.next_epoch,
         )
-        self._loader = loader
-        return True
+        self._why_not = self._why_not or self._indexed.cannot_skip
+        self.loader = loader
 
     @property
     def not_skipping(self) -> str | None:
@@ -175,6 +198,8 @@ class Replay:
         return len(self._indexed)
 
     def __iter__(self) -> Generator[Any, None, None]:
+        if self._ends is not None:
+            self._ends.wait()
         # Not in the generator: the loader draws a seed when it is started, and that is now.
         return self._batches(iter(self._indexed))
 
@@ -239,9 +264,22 @@ class Replay:
 
     def _end_of_epoch(self) -> None:
         self.replayer.passes.end_epoch()
+        if self._ends is not None and is_dealt(self._indexed.loader):
+            self._ends.reach()
         if not self._is_evicted and self.replayer.stats.replayed:
             self.replayer.passes.evict()
             self._is_evicted = True
+
+
+def _ends(loader: Any) -> EpochEnds:
+    data = loader.dataset
+    return EpochEnds(f"{type(data).__name__} of {len(data) if hasattr(data, '__len__') else '?'}")
+
+
+def _is_shared(options: dict[str, Any]) -> bool:
+    """Whether other ranks may write to the store, too."""
+    store = options["store"]
+    return isinstance(store, FolderStore) or (isinstance(store, str | Path) and store != "memory")
 
 
 def _copied(batch: Any) -> Any:

@@ -8,13 +8,15 @@ from typing import Any
 from frostline.errors import ReplayError
 from frostline.proof.traceless import Snapshot
 from frostline.replay.audits import Audits
+from frostline.replay.captured import Captured
 from frostline.replay.catcher import Catcher
+from frostline.replay.first_pass import first_pass, take_times
 from frostline.replay.frame import Frame, Irregular, Unknown
 from frostline.replay.kind_table import KindTable
 from frostline.replay.kinds import Kind, plan_kind
 from frostline.replay.plan import Plan
 from frostline.replay.proving import prove_by_mixtures
-from frostline.replay.regroup import Recorded, compare, judge_output
+from frostline.replay.regroup import Recorded, are_recorded, compare, judge_output
 from frostline.replay.runner import TopLevel, run_frame, try_frame
 from frostline.replay.store import Store
 
@@ -32,12 +34,14 @@ class Making:
         counts: passes recorded, replayed, plain and compared.
         since_check: passes replayed since the frozen tensors' contents were looked at.
         has_changed: whether a pass of the batch had known samples with other contents.
+        has_rounded: whether a pass was replayed of which the last bits may have differed.
     """
 
     def __init__(self, table: KindTable, store: Store, catcher: Catcher, audits: Audits) -> None:
         self.counts: Counter[str] = Counter()
         self.since_check = 0
         self.has_changed = False
+        self.has_rounded = False
         self._without_inputs = 0
         self._table = table
         self._store = store
@@ -50,7 +54,14 @@ class Making:
         return call.run()
 
     def make(
-        self, kind: Kind, plan: Plan, call: TopLevel, ids: tuple[int, ...], *, is_reloaded: bool
+        self,
+        kind: Kind,
+        plan: Plan,
+        call: TopLevel,
+        ids: tuple[int, ...],
+        *,
+        is_reloaded: bool,
+        captured: Captured | None,
     ) -> Any:
         """Make a call, or stand in for as much of it as can be.
 
@@ -61,13 +72,23 @@ class Making:
             ids: the samples.
             is_reloaded: whether the inputs were loaded although they could have been skipped, to
                 be compared.
+            captured: what was traced of just this call, if it was traced just now.
 
         Raises:
             ReplayError: an audit found that what was replayed is not what is computed.
         """
+        if captured is not None:
+            batch = self._to_be_mixed(kind, plan, call, ids)
+            made = first_pass(plan, call, ids, self._catcher, captured)
+            if made is not None:
+                output, frame = made
+                self._took_first(kind, plan, call, ids, frame, batch)
+                return output
         is_known = kind.known.issuperset(ids)
         is_proven = plan.proofs > 0 or (kind.has_output_proof and ids in kind.groupings)
-        is_due = is_reloaded or self._audits.is_due(kind.replayed + 1)
+        is_due = is_reloaded or self._audits.is_due(
+            kind.replayed + 1, of_earlier_run=kind.is_of_earlier_run
+        )
         # Of an earlier run's proof only the values are certain, not what this loop does with them.
         is_first = is_proven and not kind.known and not kind.has_output_proof
         may_be_known = is_known or kind.is_of_earlier_run
@@ -97,17 +118,56 @@ class Making:
         return output
 
     def _recorded(self, kind: Kind, plan: Plan, call: TopLevel, ids: tuple[int, ...]) -> Any:
-        is_to_be_proven = plan.proofs == 0 and kind.can_be_mixed
-        batch = Recorded(call.kept(), ids) if is_to_be_proven else None
+        batch = self._to_be_mixed(kind, plan, call, ids)
         earlier = self._table.earlier_plan(call, len(ids))
         output, frame = run_frame(plan, call, ids, "record", self._catcher, earlier=earlier)
         self._keep(kind, frame, ids)
         if batch is not None and frame.irregular is None:
-            kind.recent.append(batch)
-            if len(kind.recent) == 2:
-                prove_by_mixtures(kind, len(ids), self._store, self._catcher)
-                kind.recent = kind.recent[1:]
+            self._mix(kind, batch)
         return output
+
+    def _to_be_mixed(
+        self, kind: Kind, plan: Plan, call: TopLevel, ids: tuple[int, ...]
+    ) -> Recorded | None:
+        is_to_be_proven = plan.proofs == 0 and kind.can_be_mixed
+        return Recorded(call.kept(), ids) if is_to_be_proven else None
+
+    def _mix(self, kind: Kind, batch: Recorded) -> None:
+        kind.recent.append(batch)
+        if len(kind.recent) == 2:
+            prove_by_mixtures(kind, len(batch.ids), self._store, self._catcher)
+            kind.recent = kind.recent[1:]
+
+    def _took_first(
+        self,
+        kind: Kind,
+        plan: Plan,
+        call: TopLevel,
+        ids: tuple[int, ...],
+        frame: Frame,
+        batch: Recorded | None,
+    ) -> None:
+        """Record what was traced, or hold it against what an earlier run has recorded."""
+        if not kind.is_of_earlier_run or not are_recorded(frame.seen):
+            self._keep(kind, frame, ids)
+            if batch is not None:
+                self._mix(kind, batch)
+            return
+        self.counts["compared"] += 1
+        if compare(plan, frame.seen, kind.exclusions) is None:
+            take_times(plan)
+            self._confirm(kind, plan, ids, frame)
+        else:
+            plan_kind(kind, call, len(ids), self._store)
+            kind.forget_records()
+
+    def _confirm(self, kind: Kind, plan: Plan, ids: tuple[int, ...], frame: Frame) -> None:
+        """What was recorded is what is computed."""
+        kind.has_output_proof = True
+        plan.proofs += ids not in kind.groupings
+        kind.known.update(ids)
+        kind.remember(ids, frame.keys)
+        self._count_replay(kind)
 
     def _keep(self, kind: Kind, frame: Frame, ids: tuple[int, ...]) -> None:
         frame.commit()
@@ -152,6 +212,10 @@ class Making:
         kind.replayed += 1
         self.since_check += 1
         self.counts["replayed"] += 1
+        assert kind.plan is not None
+        self.has_rounded |= (
+            kind.exclusions.has_rounded or kind.plan.cut.rounds or _is_narrowed(kind.plan)
+        )
 
     def _compared(
         self,
@@ -182,11 +246,7 @@ class Making:
         differing = compare(plan, frame.seen, kind.exclusions)
         verdict = judge_output(plan, replayed, output, kind.exclusions)
         if differing is None and verdict.holds:
-            kind.has_output_proof = True
-            plan.proofs += ids not in kind.groupings
-            kind.known.update(ids)
-            kind.remember(ids, frame.keys)
-            self._count_replay(kind)
+            self._confirm(kind, plan, ids, frame)
             return output
         rewritten = self._table.rewritten()
         if rewritten is not None:
@@ -205,3 +265,12 @@ class Making:
             plan_kind(kind, call, len(ids), self._store)
             kind.forget_records()
         return output
+
+
+def _is_narrowed(plan: Plan) -> bool:
+    """Whether something is kept in fewer bytes than it has."""
+    return any(
+        station.layouts[position].kept_as is not None
+        for station in plan.stations
+        for position in (*station.cut_results, *station.whole_results)
+    )

@@ -23,6 +23,7 @@ CONSTANTS = (
 )  # fmt: skip
 _NOT_ENTERED = (nn.Module, FunctionType, MethodType, ModuleType, type, torch.Generator)
 _DEEPEST = 12
+_USUAL = frozenset({tuple, list, dict})
 
 
 class Nest(NamedTuple):
@@ -59,19 +60,23 @@ def open_nest(value: Any, *, into_objects: bool = False) -> Nest:
         if isinstance(value, Tensor):
             tensors.append(value)
             return "tensor"
-        if isinstance(value, CONSTANTS):
+        if type(value) in _USUAL and depth <= _DEEPEST:
+            items: Iterable[tuple[Any, Any]] | None = _usual_items(value)
+        elif isinstance(value, CONSTANTS):
             return type(value).__name__, repr(value)
-        if isinstance(value, _NOT_ENTERED) or id(value) in seen or depth > _DEEPEST:
+        elif isinstance(value, _NOT_ENTERED) or id(value) in seen or depth > _DEEPEST:
             opaque.append(value)
             return "object", _name_of(value)
-        items = _items(value)
+        else:
+            items = _items(value)
         if items is None:
             opaque.append(value)
             if not into_objects:
                 return "object", _name_of(value)
             seen.add(id(value))
             items = getattr(value, "__dict__", {}).items()
-        return _name_of(value), tuple((repr(key), form_of(held, depth + 1)) for key, held in items)
+        inside = [(repr(key), form_of(held, depth + 1)) for key, held in items]
+        return _name_of(value), tuple(inside)
 
     form = form_of(value, 0)
     return Nest(tensors, (form,), opaque)
@@ -150,6 +155,10 @@ def _copy(value: Any) -> Any:
     for key, held in value.items():
         put(filled, key, held)
     return filled
+
+
+def _usual_items(value: Any) -> Iterable[tuple[Any, Any]]:
+    return value.items() if type(value) is dict else enumerate(value)
 
 
 def _items(value: Any) -> Iterable[tuple[Any, Any]] | None:

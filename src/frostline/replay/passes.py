@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from frostline.errors import ReplayError
@@ -35,14 +36,22 @@ class Passes:
         store: where records go.
         audit: share of replays to compare.
         rounding: whether rounding is accepted.
+        keep_as: the dtype in which wider floating values are kept, or None.
     """
 
-    def __init__(self, model: nn.Module, store: Store, *, audit: float, rounding: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        store: Store,
+        *,
+        audit: float,
+        rounding: bool,
+        keep_as: torch.dtype | None = None,
+    ) -> None:
         audits = Audits(audit)
-        self.table = KindTable(model, store, rounding=rounding)
+        self.table = KindTable(model, store, rounding=rounding, keep_as=keep_as)
         self._model = model
         self._store = store
-        self._rounding = rounding
         self._catcher = Catcher(model, self)
         self._making = Making(self.table, store, self._catcher, audits)
         self._readiness = Readiness(audits)
@@ -68,7 +77,7 @@ class Passes:
     @property
     def exact(self) -> bool:
         """Whether all replayed values had the bits of computed ones."""
-        return not (self._rounding and self.counts["replayed"])
+        return not self._making.has_rounded
 
     @property
     def declined(self) -> str | None:
@@ -227,6 +236,7 @@ class Passes:
         kind = self.table.found(call, len(self._ids), has_replayed=has_replayed)
         if kind is None:
             return self._making.plainly(call)
+        captured = kind.graph.take_captured()
         if not self._fields.is_poisoned:
             kind.note_paths(self._fields.paths_of(call))
             self._readiness.note(kind)
@@ -237,7 +247,9 @@ class Passes:
             return self._making.plainly(call)
         is_reloaded = self._readiness.is_to_be_audited(self._ids)
         compared = self.counts["compared"]
-        output = self._making.make(kind, kind.plan, call, self._ids, is_reloaded=is_reloaded)
+        output = self._making.make(
+            kind, kind.plan, call, self._ids, is_reloaded=is_reloaded, captured=captured
+        )
         if is_reloaded and self.counts["compared"] > compared:
             self._readiness.is_confirmed = True
         self.table.settle(kind, call, len(self._ids))

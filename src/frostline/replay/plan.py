@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from frostline.replay.content import digest_of
 from frostline.replay.cut import Cut, PlannedCall
 from frostline.replay.graph import Graph, Place
 from frostline.replay.layout import Layout
-from frostline.replay.nest import rebuild
+from frostline.replay.nest import Nest, rebuild
 from frostline.replay.store import Shelf, Store
 
 
@@ -42,18 +43,20 @@ class Station:
     constants: Shelf | None = None
     ways_to_cut: int = 1
     seconds: float = 0.0
+    # Most passes go the way of the pass before.
+    _path: tuple[Any, bytes] = ((), b"")
 
     @property
     def is_recorded(self) -> bool:
         """Whether anything is recorded of the call."""
         return self.shelf is not None or self.constants is not None
 
-    @property
+    @cached_property
     def cut_results(self) -> list[int]:
         """Positions of the kept results that are cut into samples."""
         return [p for p in self._kept() if self.layouts[p].batch_dim is not None]
 
-    @property
+    @cached_property
     def whole_results(self) -> list[int]:
         """Positions of the kept results that are kept whole."""
         return [p for p in self._kept() if self.layouts[p].batch_dim is None]
@@ -123,8 +126,21 @@ class Station:
             whole = self.constants.read(rows)
         return self.kept(cut, whole)
 
-    def returned(self, kept: dict[int, Tensor], given: Sequence[Tensor]) -> Any:
-        """What the call returns: kept results, arguments that it hands through, placeholders."""
+    def path_to(self, given: Nest, before: Sequence[bytes]) -> bytes:
+        """Digest of what is common to all samples in what the call depends on.
+
+        Args:
+            given: its arguments.
+            before: the same of the calls that it depends on.
+        """
+        forms = [(tuple(t.shape), t.dtype, t.device) for t in given.tensors]
+        parts = (given.form, forms, before)
+        if parts != self._path[0]:
+            self._path = parts, digest_of(self.order, given.form, forms, *before)
+        return self._path[1]
+
+    def results(self, kept: dict[int, Tensor], given: Sequence[Tensor]) -> list[Tensor]:
+        """The call's results: kept ones, arguments that it hands through, placeholders."""
         made = dict(kept)
         for position, argument in enumerate(self.planned.handed):
             if argument is not None:
@@ -132,7 +148,15 @@ class Station:
             elif position not in made:
                 is_written = position in self.planned.written
                 made[position] = self.layouts[position].placeholder(is_written=is_written)
-        return rebuild(self.planned.call.template, (made[p] for p in range(len(self.layouts))))
+        return [made[position] for position in range(len(self.layouts))]
+
+    def returned(self, kept: dict[int, Tensor], given: Sequence[Tensor]) -> Any:
+        """What the call returns: its :meth:`results`, in the form in which it returns them."""
+        return self.holding(self.results(kept, given))
+
+    def holding(self, results: Sequence[Tensor]) -> Any:
+        """What the call returns, made of its results."""
+        return rebuild(self.planned.call.template, results)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -169,7 +193,7 @@ class Plan:
         plan._by_place = _visible_places(graph, stations)
         return plan
 
-    @property
+    @cached_property
     def names(self) -> frozenset[str]:
         """Names of the modules whose calls have to be caught."""
         return frozenset(station.name for station in self.stations)
@@ -197,12 +221,12 @@ class Plan:
         forms = [(station.name, station.layouts) for station in self.stations]
         return store.shelf(digest_of("proven", self.key, forms).hex(), 1, note="proven")
 
-    @property
+    @cached_property
     def has_blind_sources(self) -> bool:
         """Whether a planned call takes something that was computed from a placeholder."""
         return any(s.kind == "blind" for station in self.stations for s in station.planned.sources)
 
-    @property
+    @cached_property
     def is_risky(self) -> bool:
         """Whether a replay may have to be given up when something live has run already."""
         return any(station.planned.after_live and station.order for station in self.stations)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from frostline.errors import ModelTypeError, ReplayError
 from frostline.replay.passes import Passes
 from frostline.replay.store import Store, open_store
+from frostline.replay.suitable import bare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,9 @@ class Replayer:
         audit: share of replayed passes, from 0 to 1, that are also computed and compared, besides
             the 1st, 8th, 64th and so on.
         rounding: whether parts whose last bits depend on the rest of the batch (mixtures of
-            experts, small heads) may be replayed; :attr:`exact` is False then.
+            experts, small heads) may be replayed; :attr:`exact` is False once one is.
+        keep_as: ``torch.bfloat16`` or ``torch.float16`` to keep wider floating values in so many
+            bytes: less memory, but :attr:`exact` is False and the run is another one.
 
     Attributes:
         passes: decides for each pass; for :func:`frostline.replay` and integrations.
@@ -80,14 +83,20 @@ class Replayer:
         budget: int | None = None,
         audit: float = 0.0,
         rounding: bool = False,
+        keep_as: torch.dtype | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ModelTypeError(f"a torch.nn.Module is wanted, got {type(model).__name__}")
         if isinstance(audit, bool) or not isinstance(audit, int | float) or not 0 <= audit <= 1:
             raise ReplayError(f"audit is a share from 0 to 1, got {audit!r}")
+        if keep_as not in (None, torch.bfloat16, torch.float16):
+            raise ReplayError(
+                f"keep_as is torch.bfloat16, torch.float16 or None (all bits), got {keep_as!r}"
+            )
+        model = bare(model)
         self._model = model
         self._store = open_store(store, budget)
-        self.passes = Passes(model, self._store, audit=audit, rounding=rounding)
+        self.passes = Passes(model, self._store, audit=audit, rounding=rounding, keep_as=keep_as)
         self._is_open = False
 
     @property

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 from frostline.errors import ReplayError
 from frostline.proof.traceless import no_traces, same_bits
 from frostline.replay.catcher import Catcher
-from frostline.replay.content import chained, digest_of, sample_digests
+from frostline.replay.content import sample_digests
 from frostline.replay.frame import Enough, Frame, Mode
 from frostline.replay.graph import Graph
-from frostline.replay.nest import open_nest, rebuild
+from frostline.replay.nest import Nest, open_nest, rebuild
 from frostline.replay.plan import Plan
 from frostline.replay.stand_in import Forward
 from frostline.replay.trace import trace
@@ -46,14 +47,18 @@ class TopLevel:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    @cached_property
+    def given(self) -> Nest:
+        """What it is called with, taken apart; objects, too."""
+        return open_nest((self.args, self.kwargs), into_objects=True)
+
     def run(self) -> Any:
         """Make it, as ever."""
         return self.forward(*self.args, **self.kwargs)
 
     def has_rows(self, samples: int) -> bool:
         """Whether an input has a row for each sample."""
-        tensors = open_nest((self.args, self.kwargs), into_objects=True).tensors
-        return any(samples in tensor.shape for tensor in tensors)
+        return any(samples in tensor.shape for tensor in self.given.tensors)
 
     def with_tensors(self, tensors: list[Tensor]) -> TopLevel:
         """The same call with other tensor arguments."""
@@ -81,14 +86,11 @@ class TopLevel:
         )
 
 
-def start_digests(plan: Plan, call: TopLevel, ids: tuple[int, ...]) -> list[bytes]:
-    """For each sample its name, and what reaches the frozen part by other ways than arguments."""
-    digests = [digest_of(plan.key, name) for name in ids]
-    if plan.cut.hidden_inputs:
-        tensors = open_nest((call.args, call.kwargs), into_objects=True).tensors
-        columns = [sample_digests(tensors[p], plan.samples) for p in plan.cut.hidden_inputs]
-        digests = chained(digests, columns)
-    return digests
+def start_digests(plan: Plan, call: TopLevel, ids: tuple[int, ...]) -> list[list[bytes]]:
+    """Columns: the samples' names, and what comes into the frozen part other than as arguments."""
+    hidden = [call.given.tensors[position] for position in plan.cut.hidden_inputs]
+    names = [b"%d;" % name for name in ids]
+    return [names, *(sample_digests(tensor, plan.samples) for tensor in hidden)]
 
 
 def run_frame(
@@ -116,8 +118,8 @@ def run_frame(
         Irregular: the pass went another way than the traced one while it was replayed.
     """
     inner = Frame(earlier, start_digests(earlier, call, ids)) if earlier is not None else None
-    digests = start_digests(plan, call, ids) if remembered is None else [b""] * len(ids)
-    frame = Frame(plan, digests, mode, remembered=remembered, inner=inner)
+    start_at = start_digests(plan, call, ids) if remembered is None else [[b""] * len(ids)]
+    frame = Frame(plan, start_at, mode, remembered=remembered, inner=inner)
     catcher.cover(plan.names if earlier is None else plan.names | earlier.names)
     catcher.direct(frame)
     start = time.perf_counter()

@@ -40,9 +40,9 @@ class Fields:
 
     def are_in(self, call: TopLevel) -> bool:
         """Whether a call takes a field of the batch, or what an earlier call made of it."""
-        given = open_nest((call.args, call.kwargs), into_objects=True).tensors
         return any(
-            address_of(tensor) in self._made or self.path_of(tensor) is not None for tensor in given
+            address_of(tensor) in self._made or self.path_of(tensor) is not None
+            for tensor in call.given.tensors
         )
 
     def note_output(self, output: Any) -> None:
@@ -51,8 +51,7 @@ class Fields:
 
     def paths_of(self, call: TopLevel) -> dict[int, str]:
         """Which of a call's tensor arguments, by position, is which field."""
-        given = open_nest((call.args, call.kwargs), into_objects=True).tensors
-        paths = {position: self.path_of(tensor) for position, tensor in enumerate(given)}
+        paths = {p: self.path_of(tensor) for p, tensor in enumerate(call.given.tensors)}
         return {position: path for position, path in paths.items() if path is not None}
 
     def path_of(self, tensor: Tensor) -> str | None:

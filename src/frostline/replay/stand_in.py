@@ -46,15 +46,16 @@ class StandIn:
     def put_back(self) -> None:
         """Leave the module as it was; those that stand above may be put back later."""
         self._is_closed = True
-        if vars(self._module).get("forward") is not self:
+        held = vars(self._module)
+        if held.get("forward") is not self:
             return  # somebody else replaced it meanwhile, and has the last word
         before = self._before
         while isinstance(before, StandIn) and before._is_closed:
             before = before._before
         if before is None:
-            del self._module.forward
+            del held["forward"]
         else:
-            self._module.forward = before
+            held["forward"] = before
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         # The copy of the module is in the memo by now: its attributes are being copied.
@@ -90,7 +91,8 @@ class StandIns:
         for name, module in modules.items():
             if name not in self._placed:
                 self._placed[name] = stand_in = StandIn(name, module, self._handle)
-                module.forward = stand_in
+                # Past __setattr__, which takes several times as long, for every batch.
+                vars(module)["forward"] = stand_in
 
     def __enter__(self) -> StandIns:
         return self

@@ -9,6 +9,37 @@ from torch import nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from frostline.naming import walk_modules
+from frostline.shards import is_spread
+
+_MOVES = "which moves or copies its modules. Replay the bare model"
+_SHARDS = (
+    "whose ranks would have to record and replay in step. Replay the bare model under"
+    " DistributedDataParallel"
+)
+_WRAPPERS = {
+    "DataParallel": _MOVES,
+    "DeepSpeedEngine": _SHARDS,
+    "DistributedDataParallel": "which speaks to other ranks. Wrap the whole model, not a part",
+    "FullyShardedDataParallel": _SHARDS,
+}
+"""Classes of wrappers → what is wrong with them."""
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model in DistributedDataParallel; any other itself.
+
+    The wrapper's forward speaks to other ranks (it broadcasts buffers), which trial passes must
+    not; inside of it nothing does.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> bare(layer) is layer
+    True
+    """
+    while type(model).__name__ == "DistributedDataParallel":
+        inner = model.module
+        assert isinstance(inner, nn.Module)
+        model = inner
+    return model
 
 
 def unsuitable(model: nn.Module) -> str | None:
@@ -23,6 +54,11 @@ def unsuitable(model: nn.Module) -> str | None:
             "a hook for all modules is registered (torch.nn.modules.module), which would not see"
             " the calls that are left out"
         )
+    if any(map(is_spread, model.parameters())):
+        return (
+            "its tensors are spread over ranks (fully_shard, parallelize_module), which would have"
+            " to record and replay in step. Replay under DistributedDataParallel, or in one process"
+        )
     for name, module in walk_modules(model):
         where = name or "the model"
         if isinstance(module, torch.jit.ScriptModule):
@@ -32,11 +68,9 @@ def unsuitable(model: nn.Module) -> str | None:
                 f"{where} is compiled, so its modules are no longer called one by one."
                 " Replay the model as it was before torch.compile"
             )
-        if type(module).__name__ in {"DataParallel", "FullyShardedDataParallel", "DeepSpeedEngine"}:
-            return (
-                f"{where} is wrapped in {type(module).__name__}, which moves or copies its modules."
-                " Replay the bare model"
-            )
+        wrapper = type(module).__name__
+        if wrapper in _WRAPPERS:
+            return f"{where} is wrapped in {wrapper}, {_WRAPPERS[wrapper]}"
         for key, value in vars(module).items():
             if isinstance(value, Iterator):
                 return (

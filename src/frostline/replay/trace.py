@@ -8,29 +8,29 @@ is avoided on purpose: kernels are chosen by whether one is active (the fast pat
 
 from __future__ import annotations
 
-import pickle
-import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from frostline.proof.fingerprint import has_plain_content
-from frostline.proof.surroundings import Surroundings, generator_state
+from frostline.proof.surroundings import Surroundings
 from frostline.proof.traceless import same_bits
+from frostline.replay.captured import Captured
 from frostline.replay.graph import Call, Escape, Graph, Operation, Place
 from frostline.replay.hooks import foreign_hooks
 from frostline.replay.layout import Layout
 from frostline.replay.memory import Memory
 from frostline.replay.nest import can_be_rebuilt, open_nest, rebuild
+from frostline.replay.randomness import may_draw_in_python, python_randomness, torch_randomness
 from frostline.replay.stand_in import Forward, StandIns, called_modules
 from frostline.replay.tails import differs_at_the_end
+from frostline.replay.watch import look
 
 _LEAVES_TENSORS = ("tolist", "numpy", "__array__", "__dlpack__")
 _GROUPS_ROWS = frozenset({"_grouped_mm", "_scaled_grouped_mm", "histc", "bincount"})
@@ -53,9 +53,13 @@ def trace(
     """
     tracer = _Tracer(model)
     modules = called_modules(model)
+    before = look(model)
     with StandIns(tracer.call) as stand_ins, _watched(tracer):
         stand_ins.cover(modules)
         tracer.top_level(name, modules[name], forward, args, kwargs)
+    if look(model) != before:
+        # It leaves something in the model that a pass with what was captured would not leave.
+        tracer.graph.captured = None
     return tracer.graph
 
 
@@ -63,12 +67,14 @@ class _Tracer:
     """Fills a graph."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.graph = Graph()
+        self.captured = Captured()
+        self.graph = Graph(captured=self.captured)
         self.is_paused = False
         self._memory = Memory(model, self.graph)
+        self._training = _training_modules(model)
         self._turns: Counter[str] = Counter()
         self._stack: list[int] = []
-        every = Surroundings(model.modules()).generators
+        every = Surroundings(filter(may_draw_in_python, model.modules())).generators
         # Those of torch are seen at the operations that draw from them.
         self._generators = [own for own in every if not isinstance(own, torch.Generator)]
 
@@ -82,6 +88,7 @@ class _Tracer:
         self.graph.seconds = time.perf_counter() - start
         with self._paused():
             self.graph.writes_model = self._memory.restore()
+            self.captured.end(output)
         nest = open_nest(output)
         hidden = open_nest(nest.opaque, into_objects=True).tensors
         self.graph.results = [self._memory.value_of(tensor) for tensor in nest.tensors]
@@ -100,16 +107,12 @@ class _Tracer:
             arguments=[self._memory.value_of(tensor) for tensor in given],
             first_operation=len(self.graph.operations),
             is_hooked=bool(foreign_hooks(module)),
-            trains=any(parameter.requires_grad for parameter in module.parameters()),
+            trains=id(module) in self._training,
         )
         self.graph.calls.append(call)
-        with self._paused():
-            buffers = {
-                key: (buffer, buffer.detach().clone())
-                for key, buffer in module._buffers.items()
-                if buffer is not None
-            }
-        before = self._randomness()
+        buffers = self._buffers_of(module)
+        watches_python = may_draw_in_python(module)
+        before = python_randomness(self._generators) if watches_python else ()
         self._memory.enter()
         self._stack.append(index)
         start = time.perf_counter()
@@ -132,7 +135,7 @@ class _Tracer:
                 if module._buffers.get(key) is not buffer or not same_bits(buffer, content)
             ]
             call.template = rebuild(output, [torch.empty(0) for _ in nest.tensors])
-        if before != self._randomness():
+        if watches_python and before != python_randomness(self._generators):
             call.effect = "it draws random numbers of Python or NumPy"
         elif moved:
             call.effect = f"its buffer {moved[0]!r} changes as it runs"
@@ -145,7 +148,20 @@ class _Tracer:
         elif nest.opaque or not can_be_rebuilt(output):
             kind = type(nest.opaque[0] if nest.opaque else output).__name__
             call.unfit = f"it returns an object of class {kind}, which can't be made anew"
+        if not (call.trains or call.effect or call.unfit):
+            self.captured.add(index, nest.tensors)
         return output
+
+    def _buffers_of(self, module: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+        """A module's own buffers with copies of their content."""
+        if not module._buffers:
+            return {}
+        with self._paused():
+            return {
+                key: (buffer, buffer.detach().clone())
+                for key, buffer in module._buffers.items()
+                if buffer is not None
+            }
 
     @contextmanager
     def _paused(self) -> Iterator[None]:
@@ -156,21 +172,37 @@ class _Tracer:
         finally:
             self.is_paused = before
 
-    def _randomness(self) -> tuple[Any, ...]:
-        return _python_randomness(self._generators)
-
-    def before_operation(self, func: Any, args: Any, kwargs: Any) -> None:
-        """What an operation is about to write is noted while it is still there."""
-        for tensor in _written(func, args, kwargs):
-            self._memory.about_to_write(tensor)
-
-    def operation(self, func: Any, args: Any, kwargs: Any, result: Any, is_random: bool) -> None:
-        """Note one operation that has run."""
-        results = open_nest(result).tensors
+    def operation(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Make one operation, and note it."""
         memory = self._memory
-        name = func._schema.name.removeprefix("aten::")
-        sources = open_nest((args, kwargs)).tensors
+        sources = _tensors((*args, *kwargs.values()))
         written = _written(func, args, kwargs)
+        for tensor in written:
+            memory.about_to_write(tensor)
+        # The tag also marks attention at dropout 0: only a generator that moved is randomness.
+        may_draw = torch.Tag.nondeterministic_seeded in func.tags
+        before = torch_randomness(sources, [*args, *kwargs.values()]) if may_draw else []
+        result = func(*args, **kwargs)
+        is_random = may_draw and not all(
+            map(torch.equal, before, torch_randomness(sources, [*args, *kwargs.values()]))
+        )
+        self._note(func, args, kwargs, result, sources, written, is_random=is_random)
+        return result
+
+    def _note(
+        self,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        result: Any,
+        sources: list[Tensor],
+        written: list[Tensor],
+        *,
+        is_random: bool,
+    ) -> None:
+        memory = self._memory
+        results = _tensors((result,))
+        name = func._schema.name.removeprefix("aten::")
         is_fresh = name in ("lift_fresh", "lift_fresh_copy", "lift")
         reads = tuple(memory.value_of(tensor, is_constant=is_fresh) for tensor in sources)
         call = self._stack[-1] if self._stack else 0
@@ -218,17 +250,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if self._tracer.is_paused:
             return func(*args, **kwargs)
-        # The tag also marks attention at dropout 0: only a generator that moved is randomness.
-        may_draw = torch.Tag.nondeterministic_seeded in func.tags
-        before = _torch_randomness((args, kwargs)) if may_draw else None
-        self._tracer.before_operation(func, args, kwargs)
-        result = func(*args, **kwargs)
-        is_random = before is not None and not all(
-            torch.equal(old, new)
-            for old, new in zip(before, _torch_randomness((args, kwargs)), strict=True)
-        )
-        self._tracer.operation(func, args, kwargs, result, is_random)
-        return result
+        return self._tracer.operation(func, args, kwargs)
 
 
 @contextmanager
@@ -257,6 +279,35 @@ def _watched(tracer: _Tracer) -> Iterator[None]:
                 delattr(Tensor, name)
 
 
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among an operation's arguments or results, lists entered."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _tensors(value)
+    return found
+
+
+def _training_modules(model: nn.Module) -> set[int]:
+    """``id`` of each module in which, or below which, a tensor is trainable."""
+    around: dict[int, list[int]] = {}
+    waiting: list[int] = []
+    for module in model.modules():
+        for child in module.children():
+            around.setdefault(id(child), []).append(id(module))
+        if any(p is not None and p.requires_grad for p in module._parameters.values()):
+            waiting.append(id(module))
+    found: set[int] = set()
+    while waiting:
+        module_id = waiting.pop()
+        if module_id not in found:
+            found.add(module_id)
+            waiting += around.get(module_id, ())
+    return found
+
+
 def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     """The arguments that an operation writes to."""
     if not func._schema.is_mutable:
@@ -267,13 +318,13 @@ def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
         tensor
         for a in names
         if a.alias_info is not None and a.alias_info.is_write
-        for tensor in open_nest(given.get(a.name)).tensors
+        for tensor in _tensors((given.get(a.name),))
     ]
 
 
 def _mixes(func: Any, name: str, args: Any) -> bool:
     if name == "index":  # by numbers it takes rows; by a mask their count depends on content
-        return any(t.dtype in (torch.bool, torch.uint8) for t in open_nest(args[1]).tensors)
+        return any(t.dtype in (torch.bool, torch.uint8) for t in _tensors(args[1:2]))
     return torch.Tag.dynamic_output_shape in func.tags or name in _GROUPS_ROWS
 
 
@@ -282,20 +333,3 @@ def _position(tensor: Tensor, given: list[Tensor]) -> int | None:
         if argument is tensor:
             return position
     return None
-
-
-def _python_randomness(own: list[Any]) -> tuple[Any, ...]:
-    """The state of Python's and NumPy's generators, and of those that the model has."""
-    numpy_state = np.random.get_state(legacy=False)
-    where = numpy_state["state"]
-    states = pickle.dumps([generator_state(generator) for generator in own]) if own else b""
-    return random.getstate(), where["key"].tobytes(), where["pos"], numpy_state["gauss"], states
-
-
-def _torch_randomness(given: Any) -> list[Tensor]:
-    """The state of the generators that an operation on these arguments would draw from."""
-    nest = open_nest(given)
-    devices = {t.device for t in nest.tensors if t.device.type == "cuda"}
-    own = [held.get_state() for held in nest.opaque if isinstance(held, torch.Generator)]
-    cuda = [torch.cuda.get_rng_state(device) for device in devices]
-    return [torch.get_rng_state(), *cuda, *own]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -11,10 +10,8 @@ from frostline.freezing.modes import pin_of
 from frostline.proof.surroundings import Surroundings
 from frostline.replay.deep import deep_mark
 from frostline.replay.hooks import foreign_hooks
+from frostline.replay.slots import NOT_LOOKED_AT, Slots
 from frostline.replay.stand_in import StandIn
-
-OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {"forward"}
-_NOT_LOOKED_AT = OF_EVERY_MODULE | {"_frostline_replays"}
 
 
 class Setting(NamedTuple):
@@ -88,7 +85,7 @@ def look(model: nn.Module) -> State:
         owner = id(module)
         settings += [Setting(owner, key, id(value)) for key, value in held["_buffers"].items()]
         for key, value in held.items():
-            if key in _NOT_LOOKED_AT:
+            if key in NOT_LOOKED_AT:
                 continue
             kind = type(value)
             if kind in _PLAIN:
@@ -125,7 +122,7 @@ class Watch:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._ignored: set[tuple[int, str]] = set()
-        self._slots = _Slots(model, self._ignored)
+        self._slots = Slots(model, self._ignored)
         self._surroundings = Surroundings(model.modules())
         self._state = self._look()
 
@@ -137,7 +134,7 @@ class Watch:
         if not self._slots.are_as_before():
             if not self._slots.have_same_modules():
                 self._surroundings = Surroundings(self._model.modules())
-            self._slots = _Slots(self._model, self._ignored)
+            self._slots = Slots(self._model, self._ignored)
             self._state = self._look()
         elif self._surroundings.plain_values() != self._outside:
             self._state = self._look()
@@ -150,7 +147,7 @@ class Watch:
     def ignore(self, setting: Setting) -> None:
         """Look at this no more: it changes by itself, and nothing depends on it."""
         self._ignored.add((setting.owner, setting.name))
-        self._slots = _Slots(self._model, self._ignored)
+        self._slots = Slots(self._model, self._ignored)
         self._state = self._look()
 
     def _look(self) -> State:
@@ -163,83 +160,6 @@ class Watch:
             if (0, name) not in self._ignored
         ]
         return state._replace(settings=tuple(settings))
-
-
-class _Slots:
-    """All places in a model's modules where something may be put that matters."""
-
-    def __init__(self, model: nn.Module, ignored: set[tuple[int, str]]) -> None:
-        self._modules = list(model.modules())
-        self._held = [(module, vars(module)) for module in self._modules]
-        self._sizes = self._count()
-        self._places: list[tuple[dict[str, Any], str]] = []
-        self._mutable: list[tuple[Any, Any]] = []
-        self._seen: set[int] = set()
-        for module in self._modules:
-            held = vars(module)
-            for part in (held["_modules"], held["_parameters"], held["_buffers"]):
-                self._places += [(part, key) for key in part]
-            for hooks in (module._forward_hooks, module._forward_pre_hooks):
-                self._places += [(cast("dict[str, Any]", hooks), cast(str, key)) for key in hooks]
-            self._places.append((held, "training"))
-            for key, value in held.items():
-                if key in _NOT_LOOKED_AT or (id(module), key) in ignored:
-                    continue
-                self._places.append((held, key))
-                self._note_mutable(value)
-        self._values = [held.get(key) for held, key in self._places]
-        self._parameters = list(model.parameters())
-        self._trains = [parameter.requires_grad for parameter in self._parameters]
-
-    def are_as_before(self) -> bool:
-        """Whether the same objects are everywhere, and those that can change have not."""
-        return (
-            all(map(operator.is_, [held.get(key) for held, key in self._places], self._values))
-            and [parameter.requires_grad for parameter in self._parameters] == self._trains
-            and self._count() == self._sizes
-            and all(_mark(value) == mark for value, mark in self._mutable)
-        )
-
-    def has_attribute(self, name: str) -> bool:
-        """Whether any of the modules has an attribute of its own."""
-        return any(name in held for _, held in self._held)
-
-    def _count(self) -> list[Any]:
-        """Sizes of all the places, classes, and forwards that are not the classes' own."""
-        return [
-            (
-                type(module),
-                len(held) - ("forward" in held),
-                len(held["_modules"]),
-                len(held["_forward_hooks"]) + len(held["_forward_pre_hooks"]),
-                StandIn.behind(held.get("forward")),
-            )
-            for module, held in self._held
-        ]
-
-    def have_same_modules(self) -> bool:
-        """Whether the modules are the same objects."""
-        return all(
-            held.get(key) is value
-            for (held, key), value in zip(self._places, self._values, strict=True)
-            if isinstance(value, nn.Module)
-        )
-
-    def _note_mutable(self, value: Any) -> None:
-        kind = type(value)
-        if isinstance(value, Tensor) or kind in (list, set, dict):
-            self._mutable.append((value, _mark(value)))
-        elif (
-            kind not in _PLAIN and not isinstance(value, nn.Module) and id(value) not in self._seen
-        ):
-            self._seen.add(id(value))
-            self._mutable.append((value, _mark(value)))
-
-
-def _mark(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value._version
-    return deep_mark(value)
 
 
 def changed_settings(before: State, after: State) -> list[Setting]:

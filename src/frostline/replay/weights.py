@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Hashable
+
 from torch import Tensor
 
 from frostline.proof import fingerprint
+from frostline.proof.fingerprint import quick_key
+
+_version = operator.attrgetter("_version")
 
 
 class Weights:
@@ -18,6 +24,7 @@ class Weights:
         self._tensors = tensors
         self._versions = self._look()
         self._addresses: list[int] | None = None
+        self._keys: dict[str, Hashable] = {}
         self.fingerprints = {name: fingerprint(tensor) for name, tensor in tensors.items()}
 
     def changed(self) -> str | None:
@@ -31,8 +38,12 @@ class Weights:
         if self._addresses is not None and not has_moved and self._addresses == self._where():
             return None  # to read what was evicted would bring it back
         for name, tensor in self._tensors.items():
+            key = quick_key(tensor)
+            if key == self._keys.get(name):
+                continue
             if fingerprint(tensor) != self.fingerprints[name]:
                 return name
+            self._keys[name] = key
         self._versions = versions
         return None
 
@@ -41,7 +52,7 @@ class Weights:
         self._versions, self._addresses = self._look(), self._where()
 
     def _where(self) -> list[int]:
-        return [tensor.data_ptr() for tensor in self._tensors.values()]
+        return list(map(Tensor.data_ptr, self._tensors.values()))
 
-    def _look(self) -> list[tuple[int, int]]:
-        return [(tensor._version, tensor.data_ptr()) for tensor in self._tensors.values()]
+    def _look(self) -> tuple[list[int], list[int]]:
+        return list(map(_version, self._tensors.values())), self._where()
