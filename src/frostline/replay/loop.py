@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 import random
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -287,5 +286,6 @@ def _copied(batch: Any) -> Any:
 
 
 def _randomness() -> tuple[Any, ...]:
-    torch_state = torch.get_rng_state().numpy().tobytes()
-    return torch_state, random.getstate(), pickle.dumps(np.random.get_state())
+    name, words, *rest = cast(tuple[Any, ...], np.random.get_state())
+    numpy_state = name, words.tobytes(), *rest
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), numpy_state

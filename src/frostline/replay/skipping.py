@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from frostline.errors import ReplayError
+from frostline.proof.fingerprint import quick_key
 from frostline.proof.traceless import same_bits
 from frostline.replay.fields import leaves
 from frostline.replay.memory import address_of
@@ -102,6 +103,21 @@ def is_poison(tensor: Tensor) -> bool:
     """
     if tensor.numel() == 0 or tensor.is_meta:
         return False
+    key = quick_key(tensor)
+    if key not in _POISON_KEYS:
+        if not _is_all_poison(tensor):
+            return False
+        if len(_POISON_KEYS) < _POISON_KEYS_KEPT:
+            _POISON_KEYS.add(key)
+    return True
+
+
+# Content that was found to be poison: one digest, where comparing takes twenty times as long.
+_POISON_KEYS: set[Hashable] = set()
+_POISON_KEYS_KEPT = 256
+
+
+def _is_all_poison(tensor: Tensor) -> bool:
     if tensor.dtype.is_floating_point or tensor.dtype.is_complex:
         return bool(tensor.detach().isnan().all())
     if tensor.dtype in (torch.int8, torch.int16, torch.int32, torch.int64):
