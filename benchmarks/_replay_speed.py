@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ def head(scale: Scale) -> None:
     """A head alone: later epochs, whole runs, and the first epoch, which records."""
     later, first = [], []
     for job in (JOBS[name] for name in scale.jobs):
-        runs = [run(job, job.data(scale.samples), scale) for _ in range(scale.repeats)]
-        later.append(_later_row(job.name, runs, target=True))
-        first.append(_first_row(job.name, runs, scale.epochs))
+        data = job.data(scale.samples)
+        runs = [run(job, data, scale, ("load", "skip")) for _ in range(scale.repeats)]
+        for way, name in (("load", job.name), ("skip", f"{job.name}, inputs skipped")):
+            later.append(_later_row(name, runs, way, target=True))
+            first.append(_first_row(name, runs, scale.epochs, way))
     if "vit" in scale.jobs:
         job = JOBS["vit"]
-        runs = [run(job, job.data(scale.samples + RAGGED), scale)]
+        runs = [run(job, job.data(scale.samples + RAGGED), scale, ("load",))]
         name = f"{job.name}, with a last batch of {RAGGED}"
         later.append(_later_row(name, runs, target=False))
         first.append(_first_row(name, runs, scale.epochs, target=False))
@@ -37,7 +40,9 @@ def head(scale: Scale) -> None:
         "## The head alone\n\nMedians over the epochs after the first. The second epoch is told"
         " apart: there the first replays are audited, that is also computed and compared."
         " 'The limit' is the head on features that were computed by hand beforehand, in the same"
-        " loop: no replay can be faster. A last batch of another size is computed plainly, so that"
+        ' loop: no replay can be faster. Inputs skipped: `inputs="skip"`, by which samples that'
+        " nothing needs are not loaded and stacked any more, as `frostline finetune` has it. A last"
+        " batch of another size is computed plainly, so that"
         " the bits stay.\n"
     )
     columns = ["model", "way four, ms", "replay, ms", "times faster", "target", "the limit"]
@@ -127,8 +132,8 @@ def files(scale: Scale) -> None:
         data = ImageFiles(Path(folder), scale.samples)
         size = sum(path.stat().st_size for path in data.paths)
         for job in (JOBS[name] for name in scale.jobs if name in ("vit", "resnet")):
-            runs = [run(job, data, scale, inputs="skip") for _ in range(max(1, scale.repeats // 2))]
-            rows.append(_later_row(job.name, runs, target=HAS_PILLOW))
+            runs = [run(job, data, scale, ("skip",)) for _ in range(max(1, scale.repeats // 2))]
+            rows.append(_later_row(job.name, runs, "skip", target=HAS_PILLOW))
     kind = (
         "JPEG, decoded by Pillow" if HAS_PILLOW else "PPM: Pillow is missing, so no JPEG, no target"
     )
@@ -142,16 +147,20 @@ def files(scale: Scale) -> None:
     table([*columns, "second epoch, ms", "losses against way four"], rows)
 
 
-def run(job: Job, data: Dataset[Any], scale: Scale, **options: Any) -> tuple[Seconds, str]:
-    """One run of the head from fresh copies, three sides in turns; and whether losses agree."""
+Run = tuple[Seconds, dict[str, str]]
+"""The epochs of each side; and of each replayed side, whether its losses are those by hand."""
+
+
+def run(job: Job, data: Dataset[Any], scale: Scale, inputs: Sequence[str]) -> Run:
+    """One run of the head from fresh copies, all sides in turns: replay in each of these ways."""
     base = job.fresh()
     sides = {
         "hand": by_hand(base, job.head, data),
-        "replay": replayed(base, job.head, data, **options),
+        **{way: replayed(base, job.head, data, inputs=way) for way in inputs},
         "limit": suffix_alone(base, job.head, data),
     }
     taken = _epochs(sides, scale.epochs)
-    return taken, same_losses(sides["hand"], sides["replay"])
+    return taken, {way: same_losses(sides["hand"], sides[way]) for way in inputs}
 
 
 def _epochs(sides: dict[str, Side], count: int) -> Seconds:
@@ -164,42 +173,42 @@ def _later(taken: Seconds) -> Seconds:
     return {name: seconds[1:] for name, seconds in taken.items()}
 
 
-def _joined(runs: list[tuple[Seconds, str]]) -> Seconds:
+def _joined(runs: list[Run]) -> Seconds:
     """The later epochs of several runs."""
     return {name: [s for taken, _ in runs for s in taken[name][1:]] for name in runs[0][0]}
 
 
-def _later_row(name: str, runs: list[tuple[Seconds, str]], *, target: bool) -> list[str]:
+def _later_row(name: str, runs: list[Run], way: str = "load", *, target: bool) -> list[str]:
     taken = _joined(runs)
     middle = medians(taken)
-    faster = median_ratio(taken, "hand", "replay")
-    second = statistics.median(run["replay"][1] for run, _ in runs)
+    faster = median_ratio(taken, "hand", way)
+    second = statistics.median(run[way][1] for run, _ in runs)
     return [
         name,
         f"{middle['hand'] * 1e3:.1f}",
-        f"{middle['replay'] * 1e3:.1f}",
+        f"{middle[way] * 1e3:.1f}",
         f"{faster:.1f}",
         f"at least 100: {verdict(faster, 100, at_least=True)}" if target else "",
         f"{median_ratio(taken, 'hand', 'limit'):.1f} times",
         f"{second * 1e3:.1f}",
-        "; ".join(sorted({alike for _, alike in runs})),
+        "; ".join(sorted({alike[way] for _, alike in runs})),
     ]
 
 
 def _first_row(
-    name: str, runs: list[tuple[Seconds, str]], epochs: int, *, target: bool = True
+    name: str, runs: list[Run], epochs: int, way: str = "load", *, target: bool = True
 ) -> list[str]:
     whole = [{side: sum(seconds) for side, seconds in taken.items()} for taken, _ in runs]
-    faster = statistics.median(sums["hand"] / sums["replay"] for sums in whole)
+    faster = statistics.median(sums["hand"] / sums[way] for sums in whole)
     # Against the median of plain epochs: the very first is often slow for reasons of its own.
     more = statistics.median(
-        taken["replay"][0] / statistics.median(taken["hand"]) - 1 for taken, _ in runs
+        taken[way][0] / statistics.median(taken["hand"]) - 1 for taken, _ in runs
     )
     # Ten epochs are what the target is set for.
     held = target and epochs >= 10
     return [
         name,
-        *(f"{statistics.median(sums[side] for sums in whole):.2f}" for side in ("hand", "replay")),
+        *(f"{statistics.median(sums[side] for sums in whole):.2f}" for side in ("hand", way)),
         f"{faster:.2f}",
         f"at least 8: {verdict(faster, 8, at_least=True)}" if held else "",
         f"{more:+.1%}",

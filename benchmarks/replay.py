@@ -40,7 +40,7 @@ SECTIONS = {
 def _warm_up(scale: Scale) -> None:
     """Load what is loaded on first use, on both sides, before anything is measured."""
     job = JOBS[scale.jobs[0]]
-    run(job, job.data(2 * BATCH), replace(scale, epochs=3))
+    run(job, job.data(2 * BATCH), replace(scale, epochs=3), ("load", "skip"))
 
 
 class _Both(io.TextIOBase):
