@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from frostline.errors import FrostlineError, MeasureError
 from frostline.measure.memory import gradient_bytes, optimizer_state_bytes, recording
+from frostline.nests import tensors_in
 
 Batch = TypeVar("Batch")
 
@@ -106,12 +107,17 @@ def without_content(
             # Gradients are not copied with a parameter.
             copied = copy.deepcopy((model, batch, loss))
         with mode:
-            _off_meta(copied[0])
+            given = list(tensors_in(copied[1]))
+            if given and not any(tensor.is_meta for tensor in given):
+                _off_meta(copied[0])
             yield copied
 
 
 def _off_meta(model: nn.Module) -> None:
-    """Take what is on the meta device as on the CPU: on meta, attention keeps all its scores."""
+    """Take a model on the meta device as one on the CPU, where its batch is.
+
+    All on meta can be run as well, but attention keeps all its scores there.
+    """
     moved: dict[int, Tensor] = {}
     for module in model.modules():
         for held in (module._parameters, module._buffers):
