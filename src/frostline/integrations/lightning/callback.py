@@ -163,8 +163,9 @@ class FrostlineCallback(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Gradients are there: signals are taken."""
-        if self._optimizers is not None:
+        """Gradients are there: a schedule takes its signals."""
+        # Without one nobody listens but the guard, which would look at everything twice a step.
+        if self.freezer is not None and self._optimizers is not None:
             self._optimizers.note_step()
 
     def on_train_batch_end(
