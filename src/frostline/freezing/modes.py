@@ -11,9 +11,22 @@ same hook notes the module's buffers before forward and puts them back afterward
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from frostline.freezing.flags import NO_WISH, Wish
+
+
+def _set_mode(module: nn.Module, *, training: bool) -> None:
+    """As ``module.training = …``, without what a module looks at for every attribute that is set.
+
+    A trainer calls ``model.train()`` in each step, and each pin answers.
+    """
+    held = vars(module)
+    if "training" in held and not torch.compiler.is_compiling():
+        held["training"] = training
+    else:
+        module.training = training
 
 
 class Pin:
@@ -48,8 +61,8 @@ class Pin:
         if self.wish.eval_mode and module.training:
             # Not only itself: a module may read the mode of a child that it does not call.
             for below in module.modules():
-                if (pin := pin_of(below)) is not None and pin.wish.eval_mode:
-                    below.training = False
+                if below.training and (pin := pin_of(below)) is not None and pin.wish.eval_mode:
+                    _set_mode(below, training=False)
         if self.borrowed:
             self._lent = (*self._lent, [borrowed.training for borrowed in self.borrowed])
             for borrowed in self.borrowed:
