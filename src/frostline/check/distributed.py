@@ -63,11 +63,7 @@ def frozen_after_wrap(context: Context) -> Iterator[Hit]:
 def recompile_limit(context: Context) -> Iterator[Hit]:
     """A compiled module has been compiled as often as torch allows: the next change runs eager."""
     for part in context.parts:
-        inner = part.module._modules.get("_orig_mod")
-        # After module.compile(); torch's own classes are never compiled that way.
-        in_place = getattr(part.module, "_compiled_call_impl", None) is not None
-        if inner is None and in_place and not _is_torchs(part.module):
-            inner = part.module
+        inner = compiled_module(part.module)
         if inner is None:
             continue
         count, limit = _compilations(inner)
@@ -78,6 +74,20 @@ def recompile_limit(context: Context) -> Iterator[Hit]:
                 f"has been compiled {count} times{shared}, which is torch's limit: with the next"
                 " freeze or thaw it runs uncompiled, without an error",
             )
+
+
+def compiled_module(module: nn.Module) -> nn.Module | None:
+    """The module whose forward torch compiles when this one is called; None if it compiles none.
+
+    >>> import torch
+    >>> layer = nn.Linear(2, 2)
+    >>> compiled_module(torch.compile(layer, backend="eager")) is layer
+    True
+    """
+    wrapped = module._modules.get("_orig_mod")
+    # After module.compile(); torch's own classes are never compiled that way.
+    in_place = getattr(module, "_compiled_call_impl", None) is not None
+    return module if wrapped is None and in_place and not _is_torchs(module) else wrapped
 
 
 def _ignored(wrapper: DistributedDataParallel) -> set[str]:

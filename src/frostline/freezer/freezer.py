@@ -23,6 +23,7 @@ from frostline.freezer.arguments import (
 from frostline.freezer.events import Event, Kind, Row, event_of, timeline
 from frostline.freezer.facts import position_facts, resume_facts, run_facts, transition_facts
 from frostline.freezer.holder import Holder
+from frostline.freezer.phases import recompile_note
 from frostline.freezer.position import Position
 from frostline.freezer.ranks import Distributed, Ranks
 from frostline.freezer.rates import RateFactors
@@ -123,10 +124,8 @@ class Freezer:
         self.position = Position(total_given=total_steps, per_epoch_given=steps_per_epoch)
         self._base_rate = base_rate(self.optimizer)
         self._prove = prove
-        note = length_note(traits, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
         self._events: list[Event] = []
-        if note is not None:
-            self._note(note)
+        self._note(length_note(traits, total_steps=total_steps, steps_per_epoch=steps_per_epoch))
         self._holder = Holder(
             self._module,
             self.layout,
@@ -145,7 +144,9 @@ class Freezer:
                 "the start of the schedule",
                 lambda: run_facts(self.schedule, self.layout, self.position),
             )
-            self._state: State = self.schedule.start(self._progress("start", self.position))
+            beginning = self._progress("start", self.position)
+            self._note(recompile_note(self.model, self.schedule, beginning))
+            self._state: State = self.schedule.start(beginning)
             self._decide("start", self.position)
         except BaseException:
             self.close()
@@ -361,9 +362,9 @@ class Freezer:
         if self._prove:
             self._holder.prove(train)
 
-    def _note(self, why: str) -> None:
+    def _note(self, why: str | None) -> None:
         """Once for each thing to say."""
-        if all(event.why != why for event in self._events):
+        if why is not None and all(event.why != why for event in self._events):
             at = self.position
             self._events.append(Event(step=at.step, epoch=at.epoch, kind="note", why=why))
 
