@@ -42,7 +42,7 @@ def parse_yaml(text: str, *, source: str, error: Callable[[str], Exception]) -> 
         nodes = yaml.compose(text, Loader=yaml.SafeLoader)
         document: object = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as fault:
-        raise error(f"{source} is not YAML: {' '.join(str(fault).split())}") from fault
+        raise error(f"{source} is not YAML{_complaint(fault)}") from fault
     except ValueError as fault:
         raise error(f"{source} has a value that YAML can't read: {fault}") from fault
     twice = _repeated_key(nodes)
@@ -50,6 +50,16 @@ def parse_yaml(text: str, *, source: str, error: Callable[[str], Exception]) -> 
         line = twice.start_mark.line + 1
         raise error(f"{source}: {twice.value} is given twice, in line {line} again")
     return document
+
+
+def _complaint(fault: Exception) -> str:
+    """Where and why, without the lines of source that PyYAML draws."""
+    mark = getattr(fault, "problem_mark", None)
+    if mark is None:
+        return f": {' '.join(str(fault).split())}"
+    place = f"line {mark.line + 1}, column {mark.column + 1}"
+    parts = (getattr(fault, "context", None), getattr(fault, "problem", None))
+    return f" ({place}): {', '.join(part for part in parts if part)}"
 
 
 def lines_of(text: str) -> dict[tuple[str, ...], int]:

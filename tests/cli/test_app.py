@@ -130,9 +130,9 @@ def test_a_wrong_call_is_one_line_too(
 @pytest.mark.parametrize(
     "arguments",
     [
-        pytest.param(["--debug", "inspect", "nope"], id="before the command"),
-        pytest.param(["inspect", "--debug", "nope"], id="after the command"),
-        pytest.param(["inspect", "nope", "--debug"], id="at the end"),
+        pytest.param(["--debug", "inspect", "nope.py:build"], id="before the command"),
+        pytest.param(["inspect", "--debug", "nope.py:build"], id="after the command"),
+        pytest.param(["inspect", "nope.py:build", "--debug"], id="at the end"),
     ],
 )
 def test_debug_shows_the_traceback_from_any_place(
@@ -142,14 +142,14 @@ def test_debug_shows_the_traceback_from_any_place(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("Traceback (most recent call last):")
-    assert printed.err.splitlines()[-1].startswith("error: there is no built-in model 'nope'")
+    assert printed.err.splitlines()[-1].startswith("error: model 'nope.py:build': there is no file")
 
 
 def test_after_two_dashes_debug_is_a_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["inspect", "--", "--debug"]) == 2
     printed = capsys.readouterr().err
     assert "Traceback" not in printed
-    assert "no built-in model '--debug'" in printed
+    assert "model '--debug': there is no such folder" in printed
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]], ids=["alone", "--help", "-h"])

@@ -86,7 +86,8 @@ def test_a_plan_file_is_applied_and_checked(
     [
         pytest.param(["tutorial", "--freeze", "fc3"], "'fc3' matches none", id="selector"),
         pytest.param(["tutorial", "--freeze", "fc1", "--train", "fc2"], "can't go", id="two ways"),
-        pytest.param(["no-such-net"], "no built-in model", id="model"),
+        pytest.param(["no-such-net.py:build"], "there is no file", id="model"),
+        pytest.param(["./digit-cnn"], "did you mean 'digits-cnn'?", id="misspelt model"),
         pytest.param(["tutorial", "--plan", "no.yaml"], "cannot read the plan", id="plan"),
         pytest.param([], "Missing argument", id="no model"),
     ],

@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 
 import pytest
 from jobs import finetune, only_run
+
+from frostline.finetune.engine import MainFailedError
+from frostline.replay.limits import ReplayWarning
 
 pytestmark = pytest.mark.usefixtures("job_folder")
 
@@ -213,3 +217,31 @@ def test_a_cache_that_cannot_be_written_is_a_note(capsys, monkeypatch):
     captured = capsys.readouterr()
     assert json.loads(captured.out)["proof"]["ok"] is True
     assert captured.err.count("is not cached") == 1
+
+
+def test_only_the_main_process_says_why_it_failed(capsys, monkeypatch):
+    def fail(*_: object) -> None:
+        raise MainFailedError("no space left")
+
+    monkeypatch.setattr("frostline.finetune.job.start", fail)
+    assert finetune("--epochs", "1") == 2
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_warning_of_ours_is_a_line_and_one_of_the_users_code_is_as_it_was(capsys, monkeypatch):
+    def warn(*_: object) -> None:
+        warnings.simplefilter("always")
+        warnings.warn("the disk is full", ReplayWarning, stacklevel=1)
+        warnings.warn("from a user's code", UserWarning, stacklevel=1)
+        raise MainFailedError("that will do")
+
+    monkeypatch.setattr("frostline.finetune.job.start", warn)
+    with pytest.warns(UserWarning, match="from a user's code"):
+        finetune("--epochs", "1")
+    assert capsys.readouterr().err == "warning: the disk is full\n"
+
+
+def test_a_model_is_needed_where_data_is_given(capsys):
+    assert finetune("--data", "photos") == 2
+    said = "error: what should learn from photos? Give --model FOLDER or NAME"
+    assert capsys.readouterr().err.splitlines() == [said]

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import frostline as fl
-from frostline.compare.subjects import SUBJECTS, cross_entropy, find_subject
+from frostline.compare.subjects import SUBJECTS, find_subject
 from frostline.errors import ConfigError
+from frostline.finetune.loop import batch_loss
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,7 @@ def test_networks_and_batches_fit(name: str, shape: tuple[int, ...], classes: in
         assert inputs.shape == shape
         assert targets.shape == shape[:1]
         assert 0 <= int(targets.min()) <= int(targets.max()) < classes
-    assert cross_entropy(network, batches[0]).shape == ()
+    assert batch_loss(network, batches[0]).shape == ()
     assert fl.select(network, subject.freeze).numel > 0
 
 
@@ -47,5 +48,5 @@ def test_digits_are_frozen_up_to_the_last_block() -> None:
 
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"'digit'.*'digits-cnn'"):
+    with pytest.raises(ConfigError, match=r"'digit' be trained on\?.*mean 'digits-cnn'\?"):
         find_subject("digit")

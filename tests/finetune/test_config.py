@@ -84,7 +84,7 @@ def test_a_flag_that_says_what_to_train_replaces_all_of_the_file(
     [
         pytest.param("", "job.yaml is empty", id="empty"),
         pytest.param("# nothing", "job.yaml is empty", id="only-a-comment"),
-        pytest.param("a: [", "job.yaml is not YAML: while parsing", id="not-yaml"),
+        pytest.param("a: [", "job.yaml is not YAML (line 1, column 5): while parsing", id="not-yaml"),
         pytest.param("!!python/name:os.system ''", "job.yaml is not YAML", id="a-tag"),
         pytest.param("- 1", r"expected fields such as 'epochs: 5', got \[1\]", id="a-list"),
         pytest.param("lr: 1\nlr: 2", "lr is given twice, in line 2 again", id="twice"),
@@ -149,11 +149,21 @@ def test_a_fault_in_a_flag_names_the_flag(tmp_path):
         read(tmp_path, "lr: 0.1", batch_size=0)
 
 
+def test_a_folder_in_place_of_the_file_is_told_where_it_belongs(tmp_path):
+    with pytest.raises(ConfigError, match=r"is a folder, where a YAML file .* given by --model"):
+        load_config(tmp_path)
+
+
+def test_a_word_in_place_of_a_number_is_said_once():
+    with pytest.raises(ConfigError) as caught:
+        load_config(flags={"epochs": "two"})
+    assert str(caught.value) == "--epochs: got 'two', expected a valid integer"
+
+
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
         pytest.param(lambda file: None, "No such file", id="missing"),
-        pytest.param(lambda file: file.mkdir(), "Is a directory", id="a-folder"),
         pytest.param(lambda file: file.write_bytes(b"\xff\xfe"), "not UTF-8 text", id="binary"),
     ],
 )

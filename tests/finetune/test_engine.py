@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from frostline.errors import ConfigError
-from frostline.finetune.engine import Engine
+from frostline.finetune.engine import Engine, MainFailedError
 
 
 def test_without_accelerate_the_error_says_how_to_install_it(monkeypatch):
@@ -39,3 +39,34 @@ def test_alone_it_is_the_main_process_and_agrees_with_itself():
     assert engine.spread(model) is model
     batch = {"a": torch.ones(2), "b": [torch.zeros(1)]}
     assert engine.to_device(batch)["b"][0].device == engine.device
+
+
+class Box(Engine):
+    """One of two processes, alone: what the main one shares lies in a list."""
+
+    def __init__(self, box: list[object], *, is_main: bool) -> None:
+        super().__init__()
+        self.box, self.rank = box, 0 if is_main else 1
+
+    def shared(self, value):
+        if self.is_main:
+            self.box.append(value)
+            return value
+        return self.box.pop(0)
+
+
+def test_what_fails_in_the_main_process_first_is_not_begun_in_the_others():
+    box: list[object] = []
+    with pytest.raises(OSError, match="no disk"), Box(box, is_main=True).main_first():
+        raise OSError("no disk")
+    with pytest.raises(MainFailedError, match="in the main process: no disk"):
+        Box(box, is_main=False).main_first().__enter__()
+    assert box == []
+
+
+def test_the_main_process_goes_first():
+    box: list[object] = []
+    with Box(box, is_main=True).main_first():
+        assert box == []
+    with Box(box, is_main=False).main_first():
+        assert box == []

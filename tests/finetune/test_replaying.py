@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from frostline.finetune.networks import DigitsCNN
 from frostline.finetune.replaying import saved_seconds, why_not_worth_it
 from frostline.finetune.watcher import Silent
 from frostline.freezing import freeze
+from frostline.replay.folder_store import FolderStore
 
 pytestmark = pytest.mark.usefixtures("swift")
 
@@ -193,6 +195,13 @@ def test_a_folder_that_cannot_be_one_is_refused_before_a_run_is_made(tmp_path):
     with pytest.raises(ConfigError, match=r"--replay: .*file"):
         job.start(quick(tmp_path / "runs", replay=str(tmp_path / "file")))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_full_disk_is_the_reason_and_not_the_model(tmp_path, monkeypatch):
+    full = functools.partial(FolderStore, budget=1)
+    monkeypatch.setattr(replaying, "FolderStore", full)
+    result = job.start(quick(tmp_path, train=["head"], epochs=1, replay="on"))
+    assert result.replay.why_not == "the budget of 1 B is used up"
 
 
 def test_without_a_folder_to_write_to_it_is_kept_in_memory(tmp_path, monkeypatch):

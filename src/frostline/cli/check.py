@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from frostline.cli.chosen_plan import chosen_plan
-from frostline.cli.console import print_json, results
+from frostline.cli.console import print_json, readable_warnings, results, say
 from frostline.units import format_number_of
 
 if TYPE_CHECKING:
@@ -25,9 +27,18 @@ def check(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="tutorial, digits-cnn, package.module:factory, path/model.py:factory.",
+            help="What 'frostline finetune' takes: a Hugging Face name or folder, a timm name,"
+            " path/model.py:factory, digits-cnn, tutorial; or the folder of a run.",
         ),
     ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="What 'frostline finetune' takes: a step is tried on some of it. A run has its"
+            " own.",
+        ),
+    ] = None,
     freeze: Annotated[
         list[str] | None,
         typer.Option(metavar="SELECTOR", help="Freeze this first, the rest as it is; repeatable."),
@@ -43,31 +54,32 @@ def check(
         bool, typer.Option("--json", help="Print one JSON object: the findings and their number.")
     ] = False,
 ) -> None:
-    """Look for what goes wrong when layers are frozen, in a model as its factory builds it.
+    """Look for what goes wrong when layers are frozen, in a model as it comes, or under a plan.
 
     Each finding is one line: its code, where, what, and the mend. Exit code 1 if one of them is an
-    error. The optimizer, the scheduler and a batch are checked in Python: fl.check(model,
-    optimizer, scheduler, example=batch).
+    error. With data a step is tried and undone; a run is checked with its plan, its data and its
+    optimizer. A scheduler is checked in Python: fl.check(model, optimizer, scheduler).
 
     Example: frostline check digits-cnn --train head
+
+    Example: frostline check bert-base/ --data reviews.csv --train classifier
 
     Next: frostline finetune --train head
     """
     chosen = chosen_plan(freeze, train, plan)
     from frostline.check import check as look
-    from frostline.finetune.models import load_model
-    from frostline.freezing import freeze as apply
+    from frostline.finetune.opened import open_to_look
 
-    built = load_model(model)
-    if chosen is not None:
-        apply(built, chosen)
-    findings = look(built, plan=chosen)
+    # What a user's code prints must not get among the results.
+    with contextlib.redirect_stdout(sys.stderr), readable_warnings():
+        opened = open_to_look(model, data=data, plan=chosen, note=say)
+        findings = look(opened.model, opened.optimizer, example=opened.example, plan=opened.plan)
     errors = sum(finding.severity == "error" for finding in findings)
     if as_json:
         print_json(
             {
                 "source": model,
-                "plan": chosen.plain() if chosen else None,
+                "plan": opened.plan.plain() if opened.plan else None,
                 "errors": errors,
                 "warnings": len(findings) - errors,
                 "findings": [asdict(finding) for finding in findings],

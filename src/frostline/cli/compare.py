@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from frostline.cli.console import notes, print_json, results
+from frostline.cli.console import notes, print_json, readable_warnings, results, say
+from frostline.errors import ConfigError
 
 if TYPE_CHECKING:
     from frostline.compare.claims import Claim
@@ -17,14 +20,22 @@ if TYPE_CHECKING:
 
 def compare(
     model: Annotated[
-        str, typer.Option(metavar="NAME", help="tutorial (8-4-10, random data) or digits-cnn.")
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="tutorial (8-4-10, random data) or digits-cnn; with --data whatever"
+            " 'frostline finetune' takes.",
+        ),
     ] = "tutorial",
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="What 'frostline finetune' takes.")
+    ] = None,
     freeze: Annotated[
         list[str] | None,
         typer.Option(
             metavar="SELECTOR",
             help="What to freeze; repeatable. fc1 of tutorial, the first three stages of"
-            " digits-cnn if left out.",
+            " digits-cnn, all but the head of others if left out.",
         ),
     ] = None,
     steps: Annotated[
@@ -52,39 +63,48 @@ def compare(
 
     Example: frostline compare --model digits-cnn --optimizer AdamW
 
+    Example: frostline compare --model bert-base/ --data reviews.csv --optimizer AdamW
+
     Next: frostline finetune
     """
     # Late: torch takes a second to load, and --help should not.
     import torch
 
     from frostline.compare.claims import weigh
-    from frostline.compare.subjects import cross_entropy, find_subject
+    from frostline.compare.subjects import find_subject
     from frostline.compare.ways import Experiment, compare_ways
+    from frostline.finetune.loop import batch_loss, batch_size
     from frostline.finetune.prepare import find_optimizer
 
-    subject = find_subject(model)
+    optimizer_class = find_optimizer(optimizer)
+    # What a user's code prints must not get among the results.
+    with contextlib.redirect_stdout(sys.stderr), readable_warnings():
+        subject = find_subject(model, data, count=steps, note=say)
+    if not (freeze or subject.freeze):
+        raise ConfigError(f"what should be frozen of {model}? Give --freeze NAME")
     torch.manual_seed(seed)
     experiment = Experiment(
         model=subject.network(),
         batches=subject.batches(seed),
-        loss=cross_entropy,
+        loss=batch_loss,
         freeze=freeze or subject.freeze,
-        optimizer=find_optimizer(optimizer),
+        optimizer=optimizer_class,
         options={"lr": lr},
         steps=steps,
         repeats=repeats,
         seed=seed,
         threads=subject.threads,
     )
-    with notes().status("running the five ways"):
+    with notes().status("running the five ways"), readable_warnings():
         found = compare_ways(experiment)
     claims = weigh(found)
     settings = {
         "model": model,
+        "data": data,
         "optimizer": optimizer,
         "lr": lr,
         "steps": steps,
-        "batch_size": len(experiment.batches[0][0]),
+        "batch_size": batch_size(experiment.batches[0]),
         "seed": seed,
         "device": "cpu",
         "threads": subject.threads or torch.get_num_threads(),
@@ -96,7 +116,7 @@ def compare(
     from frostline.cli.compare_view import show
 
     show(settings, found, claims, results())
-    results().print(f"\nNext: {_next_step(model, freeze)}", soft_wrap=True)
+    results().print(f"\nNext: {_next_step(model, data, freeze)}", soft_wrap=True)
 
 
 def _as_json(
@@ -127,8 +147,11 @@ def _as_json(
     }
 
 
-def _next_step(model: str, freeze: list[str] | None) -> str:
+def _next_step(model: str, data: str | None, freeze: list[str] | None) -> str:
     """The comparison that adds most to this one, or the main job."""
-    if model == "tutorial":
+    if model == "tutorial" and data is None:
         return "frostline compare --model digits-cnn --optimizer AdamW"
-    return " ".join(["frostline finetune", *(f"--freeze {shlex.quote(s)}" for s in freeze or [])])
+    given = ["--model", model, "--data", data] if data is not None else []
+    return shlex.join(
+        ["frostline", "finetune", *given, *(part for s in freeze or [] for part in ("--freeze", s))]
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -28,6 +28,8 @@ _STYLE: dict[Verdict, str] = {
     "within noise": "bold yellow",
 }
 _NOISE = "noise"
+_ROWS = 24
+"""Tensors that are shown one by one; more than can be read at once are shown by module."""
 _NUMBERS = {4: "Four", 5: "Five"}
 _CLAIMS = {
     False: "What tutorials say, and what was measured here",
@@ -115,30 +117,49 @@ def _frozen_part(found: Comparison, result: WayResult) -> Text:
 
 
 def _tensor_table(found: Comparison) -> Table:
-    """How far each tensor moved, in each way."""
+    """How far each tensor moved, in each way; of many tensors, how far those of a module did."""
     held = {*found.frozen, *found.frozen_buffers}
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column(f"moved in {found.steps} steps", overflow="fold")
     for result in found.ways:
         table.add_column(result.way, justify="right", no_wrap=True)
-    for name in found.ways[0].changed:
-        label = Text.assemble("❄ " if name in held else "● ", name)
-        label.stylize("cyan" if name in held else "green", 0, 1)
-        table.add_row(label, *(_amount(result, name, held) for result in found.ways))
+    for (is_held, name), members in _rows(tuple(found.ways[0].changed), held).items():
+        count = f" ({len(members)})" if len(members) > 1 else ""
+        label = Text.assemble("❄ " if is_held else "● ", name, (count, "dim"))
+        label.stylize("cyan" if is_held else "green", 0, 1)
+        table.add_row(label, *(_amount(result, members, is_held) for result in found.ways))
     return table
 
 
-def _amount(result: WayResult, name: str, held: set[str]) -> Text:
-    amount = result.changed[name]
+def _rows(names: Sequence[str], held: Collection[str]) -> dict[tuple[bool, str], list[str]]:
+    """Whether it is to be frozen, and a name → the tensors of that row, of which there are few.
+
+    >>> list(_rows(["a.weight", "a.bias", "b.weight"], {"a.weight", "a.bias"}))
+    [(True, 'a.weight'), (True, 'a.bias'), (False, 'b.weight')]
+    """
+    for depth in range(max(name.count(".") for name in names) + 1, 0, -1):
+        rows: dict[tuple[bool, str], list[str]] = {}
+        for name in names:
+            row = (name in held, ".".join(name.split(".")[:depth]))
+            rows.setdefault(row, []).append(name)
+        if len(rows) <= _ROWS:
+            break
+    return rows
+
+
+def _amount(result: WayResult, names: Sequence[str], is_held: bool) -> Text:
+    amount = max(result.changed[name] for name in names)
     if amount == 0.0:
         return Text("0", "dim")
-    wrong = name in held and result.way != "none"
+    wrong = is_held and result.way != "none"
     return Text(f"{amount:.2g}{' !' if wrong else ''}", "bold red" if wrong else "")
 
 
 def _agreement(found: Comparison) -> Text:
     """What the marks mean, and whether the predictions came true."""
     legend = "❄ to be frozen, ● trained; largest absolute change of an element."
+    if len(found.ways[0].changed) > _ROWS:
+        legend += " (n): of n tensors; each is in --json."
     if any(_is_marked(found, result) for result in found.ways):
         legend += " ! moved although frozen, or gradients that zero_grad() leaves behind."
     if _NOISE in (_ratio(found, result) for result in found.ways):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from typing import TYPE_CHECKING
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -27,6 +31,44 @@ def notes() -> Console:
     True
     """
     return _console(stderr=True)
+
+
+def say(text: str) -> None:
+    """Print one line to stderr: as it is, since a path may hold what rich takes for markup.
+
+    >>> say("checking 36 images in photos[1]")
+    """
+    notes().print(text, soft_wrap=True, markup=False)
+
+
+@contextlib.contextmanager
+def readable_warnings(tell: Callable[[str], object] = say) -> Iterator[None]:
+    """Let a warning of ours be one line for the user of a command; others stay as they are.
+
+    What transformers logs for programmers is not shown, unless ``TRANSFORMERS_VERBOSITY`` asks.
+
+    Args:
+        tell: is given the line.
+
+    >>> from frostline import GuardWarning
+    >>> with readable_warnings(print):
+    ...     warnings.simplefilter("always")
+    ...     warnings.warn("nothing more is recorded", GuardWarning, stacklevel=1)
+    warning: nothing more is recorded
+    """
+    # Read once, when transformers is imported.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    with warnings.catch_warnings():
+        plainly = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **to: Any) -> None:
+            if category.__module__.startswith("frostline."):
+                tell(f"warning: {message}")
+            else:
+                plainly(message, category, *place, **to)
+
+        warnings.showwarning = show
+        yield
 
 
 def print_json(result: object) -> None:

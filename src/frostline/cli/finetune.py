@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from frostline.cli.console import notes, print_json, results
+from frostline.cli.console import notes, print_json, readable_warnings, results
 
 if TYPE_CHECKING:
     from frostline.cli.finetune_view import Display
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from frostline.finetune.dry_run import Preview
 
 _DOES_NOT_HOLD = 1
+_FAILED = 2
 _INTERRUPTED = 130
 
 
@@ -206,11 +207,12 @@ def finetune(
         from frostline.cli.finetune_view import Display, show
         from frostline.finetune import job
         from frostline.finetune.config import load_config
+        from frostline.finetune.engine import MainFailedError
 
         is_main = is_main_process()
         display = Display(notes(), quiet=not is_main)
         # What a user's model prints must not get among the results.
-        with contextlib.redirect_stdout(sys.stderr), display:
+        with contextlib.redirect_stdout(sys.stderr), readable_warnings(display.note), display:
             try:
                 if dry_run:
                     seen = _look(load_config(config, flags), display)
@@ -221,6 +223,8 @@ def finetune(
             except Interrupted as stopped:
                 display.note(str(stopped))
                 raise typer.Exit(_INTERRUPTED) from None
+            except MainFailedError:
+                raise typer.Exit(_FAILED) from None
     if dry_run:
         if is_main:
             _show_preview(seen, as_json=as_json)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from frostline.cli.chosen_plan import chosen_plan
-from frostline.cli.console import print_json, results
+from frostline.cli.console import print_json, readable_warnings, results, say
 from frostline.cli.frost_line_view import line_summary, plain_line, replay_cells
 from frostline.errors import ConfigError
 from frostline.report.tree import Node, TensorRecord, build_tree
@@ -26,8 +28,9 @@ def inspect(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="tutorial, digits-cnn, package.module:factory, path/model.py:factory, or a"
-            " checkpoint: .safetensors, .pt, a Hugging Face folder.",
+            help="What 'frostline finetune' takes: a Hugging Face name or folder, a timm name,"
+            " path/model.py:factory, digits-cnn, tutorial; a checkpoint (.safetensors, .pt); or the"
+            " folder of a run.",
         ),
     ],
     freeze: Annotated[
@@ -130,12 +133,16 @@ def _read(
     """What ``source`` is, its tensors under the plan, its modules' classes, its frost line."""
     from frostline.checkpoint.listing import apply_plan, is_checkpoint, read_listing, skeleton
     from frostline.finetune.examples import example_shape, find_frost_line, frost_line_of_run
-    from frostline.finetune.models import load_model
     from frostline.finetune.networks import BUILTIN
-    from frostline.finetune.run_folder import weights_of
-    from frostline.freezing import freeze
+    from frostline.finetune.opened import open_to_look, shape_of_run
+    from frostline.finetune.run_folder import PLAN, weights_of
+    from frostline.freezing import Plan, freeze
     from frostline.report.records import listing_records, model_records, module_types
 
+    tuned = shape_of_run(Path(source)) if shape is None else None
+    if tuned is not None:
+        held = freeze(tuned, plan or Plan.load(Path(source) / PLAN)).buffers
+        return "run", model_records(tuned, held), module_types(tuned), None
     if source not in BUILTIN and is_checkpoint(source):
         weights = weights_of(Path(source))
         if shape is not None:
@@ -150,7 +157,8 @@ def _read(
         frozen = {record.name: record.frozen for record in model_records(stand_in, held)}
         line = frost_line_of_run(Path(source), plan)
         return "checkpoint", listing_records(listing, frozen), {}, line
-    model = load_model(source)
+    with contextlib.redirect_stdout(sys.stderr), readable_warnings():
+        model = open_to_look(source, note=say).model
     held = freeze(model, plan).buffers if plan else ()
     # Before the trial: lazy modules are shown as they come.
     records, types = model_records(model, held), module_types(model)

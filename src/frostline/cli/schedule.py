@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from frostline.cli.console import notes, print_json, results
+from frostline.cli.console import notes, print_json, readable_warnings, results, say
 from frostline.errors import OutputError
 
 schedule = typer.Typer(
@@ -59,7 +61,8 @@ def init(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="tutorial, digits-cnn, package.module:factory or path/model.py:factory.",
+            help="What 'frostline finetune' takes: a Hugging Face name or folder, a timm name,"
+            " path/model.py:factory, digits-cnn, tutorial.",
         ),
     ],
     out: Annotated[
@@ -77,10 +80,12 @@ def init(
 
     Next: frostline finetune --schedule schedule.yaml
     """  # noqa: D205 (typer shows the first paragraph, and it takes two lines)
-    from frostline.finetune.models import load_model
+    from frostline.finetune.sources.opening import open_model
     from frostline.schedules import write_first_schedule
 
-    text = write_first_schedule(load_model(model))
+    with contextlib.redirect_stdout(sys.stderr), readable_warnings():
+        loaded = open_model(model, note=say)
+    text = write_first_schedule(loaded)
     if out is not None:
         _write_new(out, text)
     if as_json:

@@ -1,21 +1,28 @@
-"""The networks that ``frostline compare`` can run, each with what it is trained on."""
+"""What ``frostline compare`` runs: built-in networks, or a user's model, each with its data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from frostline.errors import ConfigError
+from frostline.finetune.config import FinetuneConfig
 from frostline.finetune.data import FINETUNING_DIGITS, load_digits_task
 from frostline.finetune.networks import BUILTIN
-from frostline.selection.suggest import nearest
+from frostline.finetune.prepare import open_named
+from frostline.finetune.sources.base import Note, Sources
+from frostline.finetune.sources.nearby import near_on_disk
+from frostline.selection import SelectorLike, as_selector
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and integer targets, the batch first."""
+
+_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,32 +31,65 @@ class Subject:
 
     Attributes:
         network: makes it with fresh weights.
-        batches: makes its batches from a seed.
+        batches: makes its batches from a seed, as :func:`frostline.finetune.loop.batch_loss` takes
+            them.
         freeze: selectors of what is frozen unless something else is asked for.
         threads: threads to compute with; None for torch's own choice.
     """
 
     network: Callable[[], nn.Module]
-    batches: Callable[[int], list[Batch]]
-    freeze: tuple[str, ...]
+    batches: Callable[[int], list[Any]]
+    freeze: SelectorLike
     threads: int | None = None
 
 
-def find_subject(name: str) -> Subject:
-    """The subject of that name; raises ConfigError with the nearest names.
+def find_subject(
+    model: str, data: str | None = None, *, count: int = 10, note: Note = lambda line: None
+) -> Subject:
+    """The subject that the command's options name.
+
+    Args:
+        model: a built-in network; with data, whatever ``frostline finetune`` takes.
+        data: as ``frostline finetune`` takes them; None for a built-in network's own.
+        count: how many batches to make of such data, at most.
+        note: is told in one line what takes long.
+
+    Raises:
+        FrostlineError: there is no such model or data, or they don't fit each other.
 
     >>> find_subject("digits-cnn").freeze
     ('stem', 'block1', 'block2')
     """
-    if name not in SUBJECTS:
-        raise ConfigError(f"nothing to compare is called {name!r}.{nearest(name, SUBJECTS)}")
-    return SUBJECTS[name]
+    if data is not None:
+        return _opened(open_named(FinetuneConfig(model=model, data=data), note), count)
+    if model not in SUBJECTS:
+        near = near_on_disk(model, also=SUBJECTS)
+        hint = f" Did you mean {near!r}?" if near not in (None, model) else ""
+        raise ConfigError(
+            f"what should {model!r} be trained on? Give --data FOLDER, FILE or NAME; without there"
+            f" are {', '.join(SUBJECTS)}.{hint}"
+        )
+    return SUBJECTS[model]
 
 
-def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean cross-entropy of a batch, a scalar in nats."""
-    inputs, targets = batch
-    return nn.functional.cross_entropy(model(inputs), targets)
+def _opened(sources: Sources, count: int) -> Subject:
+    """A user's model and data: everything but its head is frozen, if nothing else is asked for."""
+
+    def batches(seed: int) -> list[Any]:
+        samples = len(sources.train)  # type: ignore[arg-type]
+        order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed)).tolist()
+        size = min(_BATCH_SIZE, samples)  # an equal size for all, to be timed together
+        starts = range(0, min(samples - size + 1, count * size), size)
+        return [
+            sources.collate([sources.train[at] for at in order[start : start + size]])
+            for start in starts
+        ]
+
+    return Subject(
+        network=lambda: sources.model,
+        batches=batches,
+        freeze=~as_selector(sources.head) if sources.head else (),
+    )
 
 
 def _random_batches(seed: int) -> list[Batch]:

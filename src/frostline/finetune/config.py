@@ -188,6 +188,11 @@ def load_config(
 
 def _read_fields(path: Path) -> tuple[dict[str, object], Mapping[tuple[str, ...], int]]:
     """The fields, and the line of each and of what is in it."""
+    if path.is_dir():
+        raise ConfigError(
+            f"{path} is a folder, where a YAML file was expected: a model is given by --model, data"
+            " by --data, a run that was cut short by --resume"
+        )
     text = read_text(path, called="the configuration", error=ConfigError)
     document = parse_yaml(text, source=str(path), error=ConfigError)
     if document is None:
@@ -222,4 +227,5 @@ def _problem(fault: Any, place: str) -> str:
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
         return f"{place}: there is no such field; {hint}"
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message = message.partition(", unable to parse")[0]
     return f"{place}: got {_SHORT.repr(fault['input'])}, expected {message}"

@@ -21,7 +21,7 @@ DIGITS = "digits"
 
 
 def open_digits(
-    model: str, *, seed: int, held_out: float, note: Callable[[str], None] = lambda text: None
+    model: str, *, seed: int, held_out: float, note: Callable[[str], object] = lambda text: None
 ) -> Sources:
     """The digits 5-9 and a model for them.
 

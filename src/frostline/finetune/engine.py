@@ -17,6 +17,17 @@ from frostline.finetune.sources.extras import require
 Thing = TypeVar("Thing")
 
 
+class MainFailedError(ConfigError):
+    """Raised in the other processes where the main one failed, which tells the user why.
+
+    >>> str(MainFailedError("no space left"))
+    'in the main process: no space left'
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"in the main process: {reason}")
+
+
 class Engine:
     """The machine as the loop sees it: this process's device, and the other processes.
 
@@ -111,11 +122,11 @@ class Engine:
             try:
                 outcome = (act(), None)
             except Exception as error:
-                self.shared((None, f"in the main process: {error}"))
+                self.shared((None, str(error)))
                 raise
         value, failure = self.shared(outcome)
         if failure is not None:
-            raise ConfigError(failure)
+            raise MainFailedError(failure)
         return cast(Thing, value)
 
     def total(self, numbers: Sequence[float]) -> list[float]:
@@ -134,12 +145,21 @@ class Engine:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The main process runs this before the others do, so that they find what it has cached."""
-        if not self.is_main:
-            self._accelerator.wait_for_everyone()
-        yield
+        """The main process runs this before the others do, so that they find what it has cached.
+
+        Raises:
+            MainFailedError: in the others, if it failed there.
+        """
+        if not self.is_main and (failure := self.shared(None)) is not None:
+            raise MainFailedError(failure)
+        try:
+            yield
+        except Exception as error:
+            if self.is_main:
+                self.shared(str(error))
+            raise
         if self.is_main:
-            self._accelerator.wait_for_everyone()
+            self.shared(None)
 
     # What a checkpoint holds of it.
 

@@ -55,13 +55,13 @@ def load_model(source: str) -> nn.Module:
     if not place or not all(part.isidentifier() for part in factory.split(".")):
         raise ModelSourceError(_unnamed(source))
     if not (place.endswith(".py") or "/" in place or "\\" in place):
-        with _importable(Path()):
-            return _build(_find(_import_module(place), factory, place), source)
+        with importable(Path()):
+            return _build(find_attribute(_import_module(place), factory, place), source)
     file = Path(place)
     if not file.is_file():
         raise ModelSourceError(f"model {source!r}: there is no file {place}")
-    with _importable(file.parent):
-        return _build(_find(_import_file(file), factory, place), source)
+    with importable(file.parent):
+        return _build(find_attribute(import_file(file), factory, place), source)
 
 
 def _import_module(name: str) -> ModuleType:
@@ -78,7 +78,12 @@ def _import_module(name: str) -> ModuleType:
         raise ModelSourceError(f"importing {name} raised {describe(error)}") from error
 
 
-def _import_file(file: Path) -> ModuleType:
+def import_file(file: Path) -> ModuleType:
+    """Run a Python file as a module of its own name; call it under :func:`importable`.
+
+    Raises:
+        ModelSourceError: it is no Python file, or importing it raised.
+    """
     path = file.resolve()
     name = f"{_FILE_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -98,8 +103,20 @@ def _import_file(file: Path) -> ModuleType:
     return module
 
 
-def _find(module: ModuleType, factory: str, place: str) -> object:
-    """The attribute of ``module`` that the dotted name ``factory`` reaches."""
+def find_attribute(module: ModuleType, factory: str, place: str) -> object:
+    """The attribute of ``module`` that the dotted name ``factory`` reaches.
+
+    Args:
+        module: where to look.
+        factory: such as ``build`` or ``Net.small``.
+        place: what the user called the module, for the message.
+
+    Raises:
+        ModelSourceError: there is none; the nearest names are given.
+
+    >>> find_attribute(contextlib, "suppress", "contextlib")
+    <class 'contextlib.suppress'>
+    """
     found: object = module
     for part in factory.split("."):
         try:
@@ -165,7 +182,7 @@ def _required_arguments(factory: object) -> list[str]:
 
 
 @contextlib.contextmanager
-def _importable(folder: Path) -> Iterator[None]:
+def importable(folder: Path) -> Iterator[None]:
     """Let code in ``folder`` import its neighbours, quietly and without a trace."""
     folder = folder.resolve()
     _forget_namesakes(folder)

@@ -68,7 +68,7 @@ class Setup:
     optimizer: Optimizer
 
 
-def open_job(config: FinetuneConfig, note: Callable[[str], None]) -> tuple[Sources, Engine]:
+def open_job(config: FinetuneConfig, note: Callable[[str], object]) -> tuple[Sources, Engine]:
     """Open the model and the data, and find out where to compute.
 
     Args:
@@ -79,28 +79,42 @@ def open_job(config: FinetuneConfig, note: Callable[[str], None]) -> tuple[Sourc
         FrostlineError: a model or data that can't be opened or don't fit each other, with the mend.
     """
     with Engine().main_first():
-        # Epochs count from 1, so 0 is free for the first weights.
-        torch.manual_seed(epoch_seed(config.seed, 0))
-        if config.data == DIGITS:
-            sources = _open_digits(config, note)
-        else:
-            from frostline.finetune.sources.opening import open_sources
-
-            sources = open_sources(
-                model=config.model,
-                data=config.data,
-                kind=config.task,
-                seed=config.seed,
-                held_out=config.held_out,
-                columns=config.columns,
-                max_length=config.max_length,
-                broken=config.broken,
-                note=note,
-            )
+        sources = open_named(config, note)
     for text in sources.notes:
         note(text)
     # Only now: opening the default job's model trains it, in full precision.
     return sources, Engine(config.mixed_precision)
+
+
+def open_named(config: FinetuneConfig, note: Callable[[str], object]) -> Sources:
+    """Open the model and the data that a configuration names.
+
+    Args:
+        config: the job.
+        note: told in one line what takes long.
+
+    Raises:
+        FrostlineError: as :func:`open_job`.
+    """
+    if config.data != DIGITS and "model" not in config.model_fields_set:
+        raise ConfigError(f"what should learn from {config.data}? Give --model FOLDER or NAME")
+    # Epochs count from 1, so 0 is free for the first weights.
+    torch.manual_seed(epoch_seed(config.seed, 0))
+    if config.data == DIGITS:
+        return _open_digits(config, note)
+    from frostline.finetune.sources.opening import open_sources
+
+    return open_sources(
+        model=config.model,
+        data=config.data,
+        kind=config.task,
+        seed=config.seed,
+        held_out=config.held_out,
+        columns=config.columns,
+        max_length=config.max_length,
+        broken=config.broken,
+        note=note,
+    )
 
 
 def prepare(
@@ -172,7 +186,7 @@ def first_batch(setup: Setup, size: int) -> Batch:
     return setup.engine.to_device(batch)
 
 
-def _open_digits(config: FinetuneConfig, note: Callable[[str], None]) -> Sources:
+def _open_digits(config: FinetuneConfig, note: Callable[[str], object]) -> Sources:
     if (Path(config.model) / "config.json").is_file():
         raise ConfigError(
             f"what should {config.model} learn from? Give --data FOLDER, FILE or NAME"

@@ -51,7 +51,7 @@ class Recipe:
 
 
 def pretrained_digits_cnn(
-    note: Callable[[str], None], *, recipe: Recipe = Recipe(), folder: Path | None = None
+    note: Callable[[str], object], *, recipe: Recipe = Recipe(), folder: Path | None = None
 ) -> DigitsCNN:
     """A :class:`DigitsCNN` that knows the digits 0-4, from the cache or trained now.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -23,6 +24,7 @@ from frostline.finetune.pretrain import cache_folder
 from frostline.finetune.result import ReplayReport
 from frostline.replay.folder_store import FolderStore
 from frostline.replay.frost_line import FrostLine, frost_line
+from frostline.replay.limits import ReplayWarning
 from frostline.replay.store import Store, open_store
 from frostline.units import format_bytes, format_seconds
 
@@ -301,8 +303,12 @@ def _trial(model: nn.Module, batch: Batch, place: str | Path) -> FrostLine:
     with (
         TemporaryDirectory(prefix=".trial-", dir=place) as folder,
         FolderStore(folder) as store,
+        warnings.catch_warnings(),
     ):
-        return frost_line(model, inputs, samples=samples, store=store)
+        warnings.simplefilter("ignore", ReplayWarning)  # it is the reason for not replaying
+        line = frost_line(model, inputs, samples=samples, store=store)
+        # What could not be kept did not come back, for which the trial blames the model.
+        return line if store.full is None else replace(line, declined=store.full)
 
 
 def _room(place: str | Path) -> int:

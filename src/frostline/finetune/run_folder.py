@@ -204,14 +204,32 @@ def create_run(out: Path, name: str, fill: Callable[[RunFolder], object]) -> Run
     return run
 
 
+def is_run(path: Path) -> bool:
+    """Whether ``path`` is the folder of a run.
+
+    >>> is_run(Path("bert-base"))
+    False
+    """
+    return (path / CONFIG).is_file() and (path / PLAN).is_file()
+
+
 def weights_of(path: Path) -> Path:
     """Where the weights of a run lie, if ``path`` is one that has a folder for them; else ``path``.
+
+    Raises:
+        ConfigError: it is a run that has left no weights.
 
     >>> str(weights_of(Path("bert-base")))
     'bert-base'
     """
-    is_run = (path / CONFIG).is_file() and (path / MODEL_FOLDER).is_dir()
-    return path / MODEL_FOLDER if is_run else path
+    if not is_run(path):
+        return path
+    if (path / MODEL_FOLDER).is_dir():
+        return path / MODEL_FOLDER
+    if not (path / MODEL).is_file():
+        again = RunFolder(path).resume_command
+        raise ConfigError(f"the run {path} has left no weights yet; to finish it: {again}")
+    return path
 
 
 def json_bytes(content: Mapping[str, object]) -> bytes:

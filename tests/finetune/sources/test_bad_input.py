@@ -213,7 +213,7 @@ def test_broken_images_are_listed(vit: Path, tmp_path: Path, open_: Open) -> Non
         f"3 of 18 images in {data} are broken: blue/0.png (empty), blue/1.jpg (no image),"
         " blue/2.png ("
     )
-    assert said.endswith("Replace or remove them, or leave them out by broken: skip")
+    assert said.endswith("Replace or remove them, or leave them out by --broken skip")
 
 
 def test_broken_images_are_skipped_if_asked(vit: Path, tmp_path: Path, open_: Open) -> None:
@@ -367,3 +367,34 @@ def test_data_from_code(bert: Path, tmp_path: Path, open_: Open, name: str) -> N
     data = f"{lines(tmp_path / 'data.py', code)}:build"
     with pytest.raises(ConfigError, match=message):
         open_(bert, data, kind="text-classification")
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "meant"),
+    [
+        pytest.param("tales/vit", "tales/photo", "tales/photos", id="folder of data"),
+        pytest.param("tales/vit", "tales/review.csv", "tales/reviews.csv", id="file"),
+        pytest.param("./tales/vitt", "tales/photos", "tales/vit", id="folder of a model"),
+        pytest.param("./tutorail", "tales/photos", "tutorial", id="built-in"),
+    ],
+)
+def test_a_misspelt_name_is_suggested_from_what_lies_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_: Open, model: str, data: str, meant: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    files.vit(tmp_path / "tales" / "vit")
+    files.images(tmp_path / "tales" / "photos", each=1)
+    files.reviews(tmp_path / "tales" / "reviews.csv")
+    with pytest.raises(FrostlineError, match=f"^did you mean '{meant}'\\? Otherwise: "):
+        open_(model, data)
+
+
+def test_weights_that_may_not_be_read(
+    vit: Path, tmp_path: Path, open_: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = files.images(tmp_path / "photos", each=2)
+    # The tests may run as root, who reads everything.
+    monkeypatch.setattr("os.access", lambda path, mode: not str(path).endswith(".safetensors"))
+    with pytest.raises(ModelSourceError, match=r"model\.safetensors can't be read: permission den"):
+        open_(vit, pictures)

@@ -14,6 +14,7 @@ from torch import nn
 import frostline as fl
 from frostline.errors import ConfigError, ModelSourceError
 from frostline.finetune.sources.base import Sources
+from frostline.finetune.sources.opening import open_model
 
 Open = Callable[..., Sources]
 
@@ -288,7 +289,7 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> None:
     package.__spec__ = types.SimpleNamespace(name="timm")  # type: ignore[assignment]
     package.is_model = lambda name: name == "tinynet"
     package.list_models = lambda: ["tinynet", "resnet50"]
-    package.create_model = lambda name, pretrained, num_classes: _StandIn(num_classes)
+    package.create_model = lambda name, pretrained, num_classes=1000: _StandIn(num_classes)
     data.resolve_model_data_config = lambda model: model.default_cfg
 
     def create_transform(*, input_size: tuple[int, ...], is_training: bool, **_: object) -> Any:
@@ -309,6 +310,17 @@ def test_timm(tmp_path: Path, open_: Open, name: str) -> None:
     inputs, targets = batch_of(sources)
     assert sources.model(inputs).shape == (4, 3)
     assert targets.tolist() == [0, 0, 0, 1]
+
+
+@pytest.mark.usefixtures("timm")
+def test_timm_alone_has_its_own_head() -> None:
+    assert open_model("timm:tinynet").fc.out_features == 1000
+
+
+def test_a_model_alone_is_as_it_was_saved(bert: Path, gpt2: Path) -> None:
+    assert type(open_model(str(bert))).__name__ == "BertForMaskedLM"
+    assert type(open_model(str(gpt2))).__name__ == "GPT2LMHeadModel"
+    assert type(open_model("torch.nn:Identity")) is nn.Identity
 
 
 @pytest.mark.usefixtures("timm")

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 
 from frostline.errors import ConfigError, ModelSourceError
 from frostline.finetune.blame import describe
-from frostline.finetune.models import _find, _import_file, _importable
+from frostline.finetune.models import find_attribute, import_file, importable
 from frostline.finetune.sources.labels import Classes
 from frostline.finetune.sources.splitting import split_positions
 from frostline.finetune.sources.tasks import Asked, Samples
@@ -47,8 +47,8 @@ def load_data(source: str, asked: Asked) -> Samples:
             " path/data.py:build"
         )
     try:
-        with _importable(file.parent):
-            build = _find(_import_file(file), factory, place)
+        with importable(file.parent):
+            build = find_attribute(import_file(file), factory, place)
             given = _called(build, source)
     except ModelSourceError as error:
         raise ConfigError(f"data {source!r}: {error}") from error

@@ -52,7 +52,7 @@ def read_image_folder(folder: Path, *, broken: Literal["refuse", "skip"], note: 
         message = _broken(checks.broken, sum(map(len, found)), folder)
         if broken == "refuse":
             raise ConfigError(
-                f"{message}. Replace or remove them, or leave them out by broken: skip"
+                f"{message}. Replace or remove them, or leave them out by --broken skip"
             )
         notes.append(f"left out: {message}")
         bad = {path for path, _ in checks.broken}

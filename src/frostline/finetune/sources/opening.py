@@ -7,15 +7,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from torch import nn
+
 from frostline.errors import ModelSourceError
+from frostline.finetune.models import load_model
 from frostline.finetune.networks import BUILTIN
 from frostline.finetune.sources.base import Kind, Note, Sources
 from frostline.finetune.sources.columns import check_roles
 from frostline.finetune.sources.from_code import open_code, open_timm
 from frostline.finetune.sources.from_hugging_face import open_pretrained
 from frostline.finetune.sources.hub import fetch_model, is_hub_name
+from frostline.finetune.sources.nearby import suggesting
+from frostline.finetune.sources.pretrained import load_as_saved
 from frostline.finetune.sources.tasks import Asked
-from frostline.finetune.sources.timm_models import is_timm_name
+from frostline.finetune.sources.timm_models import TimmModel, is_timm_name
 
 _NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 
@@ -78,16 +83,41 @@ its images in it, such as .../cat/1.jpg and .../dog/1.jpg
     return open_pretrained(model, folder, data, kind, asked)
 
 
+def open_model(model: str, *, seed: int = 0, note: Note = lambda line: None) -> nn.Module:
+    """Load a model alone, with the head that it was saved with, or none.
+
+    Args:
+        model: as :func:`open_sources` takes it.
+        seed: of weights that its checkpoint does not have.
+        note: is told what takes time.
+
+    Raises:
+        ModelSourceError: there is no such model, or it does not load.
+        ConfigError: a package is missing.
+
+    >>> open_model("tutorial").fc1
+    Linear(in_features=8, out_features=4, bias=True)
+    """
+    if is_timm_name(model):
+        return TimmModel(model).build(None, seed=seed)
+    folder = _folder_of(model, note)
+    return load_model(model) if folder is None else load_as_saved(folder, seed=seed)
+
+
 def _folder_of(model: str, note: Note) -> Path | None:
     """The folder of a pretrained model; None if the name is that of code."""
     path = Path(model).expanduser()
+    if model in BUILTIN:
+        return None
     if path.is_dir():
         return path
-    if model in BUILTIN or ":" in model or path.is_file():
+    # What ends so is no name on the hub: code that lacks its factory, or weights without code.
+    if ":" in model or path.is_file() or path.suffix in (".py", ".safetensors", ".pt", ".pth"):
         return None
-    if not is_hub_name(model) or model.startswith("."):
-        raise ModelSourceError(
-            f"model {model!r}: there is no such folder; give a folder, a name on the Hugging Face"
-            " hub, timm:NAME or path/model.py:factory"
-        )
-    return fetch_model(model, note)
+    with suggesting(model, also=BUILTIN):
+        if not is_hub_name(model) or model.startswith("."):
+            raise ModelSourceError(
+                f"model {model!r}: there is no such folder; give a folder, a name on the Hugging"
+                " Face hub, timm:NAME or path/model.py:factory"
+            )
+        return fetch_model(model, note)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,18 +143,15 @@ def load_pretrained(
         }
         if kind == "text-classification":
             fields["problem_type"] = "single_label_classification"
-    try:
-        with quiet(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model, loaded = getattr(transformers, HEADS[kind].auto).from_pretrained(
-                folder,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                **fields,
-            )
-    except Exception as error:
-        raise ModelSourceError(f"the model in {folder} does not load: {_line(error)}") from error
+    model, loaded = _from_pretrained(
+        getattr(transformers, HEADS[kind].auto),
+        folder,
+        seed=seed,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **fields,
+    )
     model = model.float()  # buffers of some models keep the checkpoint's type
     missing = {*loaded["missing_keys"], *(_name(each) for each in loaded["mismatched_keys"])}
     new = tuple(name for name, _ in model.named_parameters() if name in missing)
@@ -165,6 +163,50 @@ def load_pretrained(
         )
     head = _head_of(model, new)
     return Pretrained(model=model, head=head, new=new, notes=_notes(config, classes, new))
+
+
+def load_as_saved(folder: Path, *, seed: int) -> nn.Module:
+    """The model that was saved in a folder: of the same class, in the same dtypes.
+
+    Args:
+        folder: as :func:`load_pretrained` takes it.
+        seed: of what the checkpoint does not have.
+
+    Raises:
+        ModelSourceError: it is no folder of a model that transformers knows, or does not load.
+    """
+    transformers = require("transformers", reason=f"model {str(folder)!r}")
+    saved = (*(load_config(folder).architectures or ()), "AutoModel")
+    known = next(each for each in saved if hasattr(transformers, each))
+    model: nn.Module = _from_pretrained(
+        getattr(transformers, known), folder, seed=seed, dtype="auto"
+    )
+    return model
+
+
+def without_weights(folder: Path, kind: Kind) -> nn.Module:
+    """The model that a folder's configuration describes, with a head for ``kind``, on ``meta``.
+
+    Raises:
+        ModelSourceError: there is no configuration, or transformers doesn't know the model.
+    """
+    transformers = require("transformers", reason=f"model {str(folder)!r}")
+    config = load_config(folder)
+    with quiet(), torch.device("meta"):
+        model: nn.Module = getattr(transformers, HEADS[kind].auto).from_config(config)
+    return model
+
+
+def _from_pretrained(auto: Any, folder: Path, *, seed: int, **options: Any) -> Any:
+    for file in sorted(folder.iterdir()):
+        if not os.access(file, os.R_OK):  # safetensors says of such a file that there is none
+            raise ModelSourceError(f"{file} can't be read: permission denied")
+    try:
+        with quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return auto.from_pretrained(folder, **options)
+    except Exception as error:
+        raise ModelSourceError(f"the model in {folder} does not load: {_line(error)}") from error
 
 
 def _head_of(model: Any, new: Iterable[str]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from frostline.finetune.sources import images, tables
 from frostline.finetune.sources.digests import digest_of
 from frostline.finetune.sources.extras import require
 from frostline.finetune.sources.hub import fetch_data, is_hub_name
+from frostline.finetune.sources.nearby import suggesting
 from frostline.finetune.sources.raw import Raw
 from frostline.finetune.sources.splitting import choose_splits
 from frostline.finetune.sources.tasks import Asked
@@ -40,9 +41,11 @@ def read_data(source: str, asked: Asked) -> Raw:
     if path.is_dir():
         return _read_folder(source, path, asked)
     looks_like_path = source.startswith((".", "/", "~")) or path.suffix in tables.SUFFIXES
-    if looks_like_path or not is_hub_name(source.partition(":")[0]):
-        raise ConfigError(f"data {source!r}: there is no such file or folder")
-    return _chosen(source, fetch_data(source, asked.note))
+    with suggesting(source):
+        if looks_like_path or not is_hub_name(source.partition(":")[0]):
+            raise ConfigError(f"data {source!r}: there is no such file or folder")
+        found = fetch_data(source, asked.note)
+    return _chosen(source, found)
 
 
 def _read_folder(source: str, folder: Path, asked: Asked) -> Raw:

@@ -45,16 +45,17 @@ class TimmModel:
                 f"timm has no model {self._name!r}.{nearest(self._name, self._timm.list_models())}"
             )
 
-    def build(self, classes: int, *, seed: int) -> nn.Module:
-        """The model with its pretrained weights and a head for so many classes.
+    def build(self, classes: int | None, *, seed: int) -> nn.Module:
+        """The model with its pretrained weights and a head for so many classes; None: its own.
 
         Raises:
             ModelSourceError: timm could not make it, or could not fetch the weights.
         """
+        head = {} if classes is None else {"num_classes": classes}
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                model = self._timm.create_model(self._name, pretrained=True, num_classes=classes)
+                model = self._timm.create_model(self._name, pretrained=True, **head)
         except Exception as error:
             raise ModelSourceError(
                 f"timm could not make {self._name!r}: {describe(error)}; with no network its"
