@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,13 @@ import pytest
 import torch
 from ranking import Party
 from replaying import LAST_TWO, Pairs, cross_entropy, net
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
 import frostline as fl
-from frostline.replay.sampler import HomeSampler
+from frostline.replay import HomeSampler, epoch_ends
+from frostline.replay.epoch_ends import EpochEnds
 
 SAMPLES, RANKS = 64, 2
 Make = Callable[[int], Any]
@@ -111,13 +115,51 @@ def test_ranks_that_keep_their_samples_need_no_folder(pair: Party) -> None:
     assert pair.values(both, at_home, given="wrapper") == [FIRST_ALONE, FIRST_ALONE]
 
 
-@pytest.mark.parametrize("given", ["wrapper", "bare"])
 @pytest.mark.parametrize(
-    "ddp",
-    [{"find_unused_parameters": True}, {"static_graph": True}, {"gradient_as_bucket_view": True}],
-    ids=lambda options: next(iter(options)),
+    ("given", "ddp"),
+    [
+        ("wrapper", {"find_unused_parameters": True}),
+        ("bare", {"static_graph": True}),
+        ("bare", {"gradient_as_bucket_view": True}),
+    ],
+    ids=["the wrapper given", "the model given, a static graph", "the model given"],
 )
 def test_a_model_in_distributed_data_parallel(
     given: str, ddp: dict[str, bool], pair: Party
 ) -> None:
     assert pair.values(both, at_home, given=given, ddp=ddp) == [FIRST_ALONE, FIRST_ALONE]
+
+
+def part_wrapped(rank: int) -> str | None:
+    model = net(LAST_TWO)
+    model.head = DistributedDataParallel(model.head)
+    return fl.Replayer(model).declined
+
+
+def test_a_part_that_is_wrapped_alone_is_declined(pair: Party) -> None:
+    for reason in pair.values(part_wrapped):
+        assert "head is wrapped in DistributedDataParallel" in reason
+
+
+def waits_alone(rank: int) -> tuple[list[str], float]:
+    ends, start = EpochEnds("an epoch that rank 1 leaves halfway"), time.monotonic()
+    if rank == 1:
+        return [], 0.0
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            ends.reach()
+            ends.wait()
+    return [str(warning.message) for warning in caught], time.monotonic() - start
+
+
+def test_a_rank_that_does_not_come_is_waited_for_once(pair: Party) -> None:
+    [(told, seconds), _] = pair.values(with_little_patience)
+    assert [message[:30] for message in told] == ["other ranks did not come to th"]
+    assert seconds < 5
+
+
+def with_little_patience(rank: int) -> Any:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(epoch_ends, "_PATIENCE", timedelta(seconds=0.3))
+        return waits_alone(rank)

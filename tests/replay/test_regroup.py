@@ -139,7 +139,7 @@ def plan(*mutating: int) -> Any:
         SimpleNamespace(planned=SimpleNamespace(index=index, mutates=index in mutating))
         for index in range(3)
     ]
-    return SimpleNamespace(stations=stations)
+    return SimpleNamespace(stations=stations, keeps_parts=False)
 
 
 def test_the_same_output() -> None:

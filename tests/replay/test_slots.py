@@ -14,8 +14,9 @@ from torch.nn.modules import module as of_all_modules
 import frostline as fl
 from frostline.freezing.flags import NO_WISH
 from frostline.freezing.modes import pin_of
+from frostline.replay.compiled import called_modules
 from frostline.replay.slots import Slots
-from frostline.replay.stand_in import StandIns, called_modules
+from frostline.replay.stand_in import StandIns
 
 
 def model() -> nn.Sequential:

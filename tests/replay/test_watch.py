@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import frostline as fl
-from frostline.replay.stand_in import StandIns, called_modules
+from frostline.replay.compiled import called_modules
+from frostline.replay.stand_in import StandIns
 from frostline.replay.watch import Setting, State, Watch, changed_settings, look
 
 FACTOR = 2.0

@@ -33,12 +33,6 @@ def _compiled_in_place() -> nn.Module:
     return model
 
 
-def _compiled_inside() -> nn.Module:
-    model = made()()
-    model.body = torch.compile(model.body, backend="eager")
-    return model
-
-
 def _scripted() -> nn.Module:
     with torch.no_grad():
         stem = torch.jit.trace(nn.Linear(WIDTH, WIDTH), torch.ones(2, WIDTH))
@@ -48,7 +42,6 @@ def _scripted() -> nn.Module:
 _WRAPPED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "compiled-outside": (_compiled_outside, "is compiled.*as it was before torch.compile"),
     "compiled-in-place": (_compiled_in_place, "is compiled.*as it was before torch.compile"),
-    "compiled-inside": (_compiled_inside, "body.* is compiled"),
     "torchscript": (_scripted, "0 is a TorchScript program"),
     "data-parallel": (lambda: nn.DataParallel(made()()), "DataParallel.*Replay the bare model"),
 }

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from frostline.replay.stand_in import Forward, StandIns, called_modules
+from frostline.replay.compiled import called_modules
+from frostline.replay.stand_in import Forward, StandIns
 
 
 class Maker(Protocol):
@@ -64,6 +65,11 @@ class Catcher:
         if names is not None:
             modules = {name: modules[name] for name in names if name in modules}
         self._stand_ins.cover(modules)
+
+    @property
+    def was_entered(self) -> bool:
+        """Whether a module was called in the batch that is open, or was last."""
+        return self._was_entered
 
     def refresh(self) -> None:
         """The model may have other modules than before."""

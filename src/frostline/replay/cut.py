@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple
 
 from frostline.replay.graph import Call, Graph, Place
 from frostline.replay.liveness import FROM_TRAINABLE, Exclusions, Liveness
+from frostline.replay.parts import part_of, partial_reads
+from frostline.replay.windows import Box, Window
 
 Kind = Literal["constant", "content", "call", "blind"]
 
@@ -41,6 +43,7 @@ class PlannedCall:
         call: the call.
         handed: for each result which argument it is, if it is one.
         kept: for each result whether live code, or the caller, uses it.
+        parts: for each result which part of it is used; None if that may be all.
         sources: where each tensor argument comes from.
         written: results into which code between modules writes.
         varies: for each result whether it depends on the batch.
@@ -53,6 +56,7 @@ class PlannedCall:
     call: Call
     handed: tuple[int | None, ...]
     kept: tuple[bool, ...]
+    parts: tuple[Box | None, ...]
     sources: tuple[Source, ...]
     written: frozenset[int]
     varies: tuple[bool, ...]
@@ -110,6 +114,11 @@ class _Analysis:
         self._made_by = self._liveness.made_by
         self._owner: dict[int, int] = {}
         self._planned = self._maximal()
+        self._reads = (
+            {}
+            if exclusions.keeps_whole
+            else partial_reads(graph, self._inside, self._liveness.constant)
+        )
 
     # The calls that are left out.
 
@@ -173,7 +182,8 @@ class _Analysis:
                 if value in graph.names
             ),
             hides=any(value in owned for value in graph.hidden),
-            rounds=any(self._liveness.rounds(graph.operations[number]) for number in self._owner),
+            rounds=any(self._liveness.rounds(graph.operations[number]) for number in self._owner)
+            or any(graph.calls[index].is_compiled for index in self._inside),
         )
 
     def _needed(self) -> set[int]:
@@ -217,6 +227,7 @@ class _Analysis:
                 call.results[position] in kept and self._handed(index, position) is None
                 for position in places
             ),
+            parts=tuple(map(self._part, call.results, call.windows)),
             sources=sources,
             written=frozenset(p for p in places if call.results[p] in overwritten),
             varies=tuple(value not in self._liveness.constant for value in call.results),
@@ -229,6 +240,9 @@ class _Analysis:
             ),
         )
 
+    def _part(self, value: int, whole: Window | None) -> Box | None:
+        return part_of(self._reads.get(value, ()), whole)
+
     def _handed(self, index: int, position: int) -> int | None:
         """Which argument a result is; none if the call wrote into it before it gave it back."""
         call = self._graph.calls[index]
@@ -240,7 +254,9 @@ class _Analysis:
 
     def _is_there(self, source: Source, kept: set[int]) -> bool:
         if source.kind == "call":
-            return self._graph.calls[source.call].results[source.results[0]] in kept
+            call, position = self._graph.calls[source.call], source.results[0]
+            is_whole = self._part(call.results[position], call.windows[position]) is None
+            return is_whole and call.results[position] in kept
         return source.kind != "blind"
 
     def _source(self, value: int, kept: set[int]) -> Source:

@@ -143,7 +143,7 @@ class Frame:
     def finish(self, output: Any) -> None:
         """The pass is over: see that no planned call is missing for which something stands in."""
         self._pass_over(len(self.plan.stations))
-        if self._lacks_some and self.replayed and _holds_nan(output):
+        if self._lacks_some and self.replayed and holds_nan(output):
             self._stray("another way was taken than when the pass was traced")
 
     def _pass_over(self, order: int) -> None:
@@ -296,7 +296,8 @@ def _distinct(columns: list[Sequence[bytes]]) -> tuple[Sequence[bytes], ...]:
     return tuple({id(column): column for column in columns}.values())
 
 
-def _holds_nan(output: Any) -> bool:
+def holds_nan(output: Any) -> bool:
+    """Whether a tensor in what a call returned holds NaN."""
     tensors = open_nest(output).tensors
     return any(t.is_floating_point() and bool(t.detach().isnan().any()) for t in tensors)
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from frostline.replay.captured import Captured
 from frostline.replay.layout import Layout
+from frostline.replay.windows import Window
 
 
 class Place(NamedTuple):
@@ -45,11 +46,13 @@ class Call:
         results: the value of each returned tensor.
         handed: for each returned tensor the position of the argument that it is, or None.
         layouts: the form of each returned tensor, not yet cut into samples.
+        windows: what each returned tensor shows of its memory.
         template: what it returned, without the tensors' memory.
         first_operation: how many operations had run before it.
         effect: what it does beside computing its output: then no call around it is whole either.
         unfit: what is wrong with its output alone.
         is_hooked: whether somebody's hook hangs on the module.
+        is_compiled: whether it is one compiled call, though it was traced uncompiled.
         trains: whether a tensor in the module or below it is trainable.
         seconds: how long it took, under observation.
     """
@@ -62,11 +65,13 @@ class Call:
     results: list[int] = field(default_factory=list)
     handed: list[int | None] = field(default_factory=list)
     layouts: list[Layout] = field(default_factory=list)
+    windows: list[Window | None] = field(default_factory=list)
     template: Any = None
     first_operation: int = 0
     effect: str | None = None
     unfit: str | None = None
     is_hooked: bool = False
+    is_compiled: bool = False
     trains: bool = False
     seconds: float = 0.0
 
@@ -85,6 +90,7 @@ class Operation(NamedTuple):
             further in front.
         overwrites: the values that lay in the memory that it wrote to.
         name: of the kernel.
+        windows: for each of what it reads, through which window.
     """
 
     call: int
@@ -95,6 +101,7 @@ class Operation(NamedTuple):
     is_uneven: bool
     overwrites: tuple[int, ...]
     name: str
+    windows: tuple[Window | None, ...]
 
 
 class Escape(NamedTuple):
@@ -105,12 +112,14 @@ class Escape(NamedTuple):
         value: the value.
         how: by which method.
         after: how many operations had run before.
+        is_flag: whether it is a single yes or no.
     """
 
     call: int
     value: int
     how: str
     after: int
+    is_flag: bool
 
 
 @dataclass(kw_only=True, eq=False)
@@ -128,6 +137,10 @@ class Graph:
         foreign: values of tensors that are neither the model's nor arguments, nor were made here.
         results: values of the tensors that the top-level call returned.
         hidden: values held by opaque objects among what the top-level call returned.
+        viewed: calls in the own code of which a view was made → values that were viewed there.
+        left: values that the pass has left in attributes of the model's modules.
+        has_own_backward: whether what was returned has a backward that somebody wrote by hand,
+            which may use what it was given in another way than the forward pass.
         writes_model: whether it wrote into the model's own tensors, even if it put them back.
         seconds: how long it took, under observation.
         captured: what its calls returned; None if the pass also leaves something elsewhere, or
@@ -144,6 +157,9 @@ class Graph:
     foreign: set[int] = field(default_factory=set)
     results: list[int] = field(default_factory=list)
     hidden: list[int] = field(default_factory=list)
+    viewed: dict[int, set[int]] = field(default_factory=dict)
+    left: set[int] = field(default_factory=set)
+    has_own_backward: bool = False
     writes_model: bool = False
     seconds: float = 0.0
     captured: Captured | None = None

@@ -9,7 +9,8 @@ from torch import nn
 _HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks")
 # Ours, and those that only collect what a caller of the model asked for, from modules that are
 # then kept because their outputs are returned.
-_HARMLESS = ("frostline.", "transformers.")
+# Of a block that fully_shard has sharded whole calls are stood in for, with these hooks.
+_HARMLESS = ("frostline.", "transformers.", "torch.distributed.fsdp.")
 
 
 def foreign_hooks(module: nn.Module) -> list[Any]:

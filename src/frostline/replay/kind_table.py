@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from frostline.replay.compiled import IN_PLACE
 from frostline.replay.kinds import Kind, key_of, plan_kind, trace_kind
 from frostline.replay.own_changes import OwnChanges
 from frostline.replay.plan import Plan
 from frostline.replay.runner import TopLevel
+from frostline.replay.sharded_blocks import blocks_of
 from frostline.replay.store import Store
 from frostline.replay.suitable import unsuitable, without_cut
 from frostline.replay.watch import State, Watch
@@ -34,6 +36,8 @@ class KindTable:
 
     Attributes:
         given_up: why nothing is replayed any more, until other tensors train.
+        is_sharded: whether ``fully_shard`` has sharded the model, so that its ranks go in step.
+        number: stands for the modes and settings of the model.
         unsuitable: why this model can't be replayed at all, as it is now.
     """
 
@@ -46,6 +50,8 @@ class KindTable:
         keep_as: torch.dtype | None = None,
     ) -> None:
         self.given_up: str | None = None
+        self.number = 0
+        self.is_sharded = bool(blocks_of(model))
         self.unsuitable = unsuitable(model) or without_cut(model)
         self._model = model
         self._store = store
@@ -56,7 +62,6 @@ class KindTable:
         self._kinds: dict[Any, Kind] = {}
         self._earlier: list[Kind] = []
         self._state: State | None = None
-        self._number = 0
         self._numbers: dict[Any, int] = {}
         self._rewrites: Counter[str] = Counter()
 
@@ -66,6 +71,11 @@ class KindTable:
     def kinds(self) -> list[Kind]:
         """All kinds, each once."""
         return list({id(kind): kind for kind in self._kinds.values()}.values())
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further kind is going to be traced."""
+        return len(self.kinds) >= _MOST
 
     @property
     def plans(self) -> list[Plan]:
@@ -98,7 +108,8 @@ class KindTable:
         if state is last:
             return False
         self._state = state
-        self._number = self._numbers.setdefault((state.modes, state.settings), len(self._numbers))
+        self.number = self._numbers.setdefault((state.modes, state.settings), len(self._numbers))
+        self.is_sharded = bool(blocks_of(self._model))
         self.unsuitable = unsuitable(self._model) or without_cut(self._model)
         if last is not None and state.tensors == last.tensors:
             return False
@@ -109,19 +120,19 @@ class KindTable:
         return True
 
     def is_compiled(self) -> bool:
-        """Whether a module has been compiled in place; its calls must not be caught then."""
-        return self._watch is None or self._watch.has_attribute("_compiled_call_impl")
+        """Whether a module has been compiled in place; nothing inside must be caught then."""
+        return self._watch is None or self._watch.has_attribute(IN_PLACE)
 
     def known(self, call: TopLevel) -> Kind | None:
         """The kind of a call, if it has been seen."""
-        return self._kinds.get(key_of(call, self._number))
+        return self._kinds.get(key_of(call, self.number))
 
     def found(self, call: TopLevel, samples: int, *, has_replayed: bool) -> Kind | None:
         """The kind of a call, traced if it is new; None if there are too many."""
         kind = self.known(call)
         if kind is not None:
             return kind
-        if len(self.kinds) >= _MOST:
+        if self.is_full:
             if not has_replayed:
                 self.given_up = (
                     f"no two of {_MOST} passes had the same shapes, modes and settings, so nothing"
@@ -130,7 +141,7 @@ class KindTable:
             return None
         kind = trace_kind(call, rounding=self._rounding, keep_as=self._keep_as)
         self._own_changes.refuse_in(kind)
-        self._kinds[key_of(call, self._number)] = kind
+        self._kinds[key_of(call, self.number)] = kind
         plan_kind(kind, call, samples, self._store)
         if kind.plan is None and not call.has_rows(samples):
             kind.give_up(
@@ -142,7 +153,7 @@ class KindTable:
     def settle(self, kind: Kind, call: TopLevel, samples: int) -> None:
         """See which plain attributes a pass has set; after a few passes that is known."""
         kind.passes += 1
-        before, number = self._state, self._number
+        before, number = self._state, self.number
         if kind.passes > _UNSETTLED_PASSES or before is None or self.look():
             return
         after = self._state
@@ -159,7 +170,7 @@ class KindTable:
         self._kinds[key_of(call, number)] = kind
         self.look()  # what is ignored from now on is not in the state any more
         if is_alike:
-            self._kinds[key_of(call, self._number)] = kind
+            self._kinds[key_of(call, self.number)] = kind
 
     def earlier_plan(self, call: TopLevel, samples: int) -> Plan | None:
         """A cut from before more was frozen: what it kept need not be computed again."""

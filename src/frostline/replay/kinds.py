@@ -18,9 +18,11 @@ from frostline.replay.liveness import Exclusions
 from frostline.replay.plan import NotPerSample, Plan
 from frostline.replay.regroup import Recorded
 from frostline.replay.runner import TopLevel
-from frostline.replay.slots import OF_EVERY_MODULE
+from frostline.replay.slots import OF_EVERY_MODULE, OF_SHARDING
 from frostline.replay.store import Store
 from frostline.replay.weights import Weights
+from frostline.shards import Place as ParameterPlace
+from frostline.shards import sharded_parameters
 
 SEAL = digest_of("seal")
 ROUNDS = 32
@@ -149,7 +151,7 @@ def plan_kind(kind: Kind, call: TopLevel, samples: int, store: Store) -> None:
             FORMAT,
             machine(),
             kernel_settings(),
-            sorted(kind.weights.fingerprints.items()),
+            sorted(kind.weights.digests().items()),
             [_configuration(planned.call.module) for planned in cut.planned],
             [_own_configuration(module) for module in _around(kind.graph, cut)],
             call.name,
@@ -197,6 +199,13 @@ def _nothing_to_replay(cut: Cut) -> str:
 def _tensors_of(model: nn.Module, cut: Cut) -> dict[str, Tensor]:
     """The model's tensors on which the values of planned calls depend."""
     found: dict[str, Tensor] = {}
+    shards = sharded_parameters(model)
+    lasting = {
+        id(module._parameters[place.key]): shards[place]
+        for module in model.modules()
+        for place in (ParameterPlace(id(module), key) for key in module._parameters)
+        if place in shards
+    }
     for planned in cut.planned:
         name = planned.call.place.name
         module = planned.call.module
@@ -208,7 +217,8 @@ def _tensors_of(model: nn.Module, cut: Cut) -> dict[str, Tensor]:
                     found[".".join(filter(None, (name, below, key)))] = value
     everything = dict(model.named_parameters()) | dict(model.named_buffers())
     found.update({name: everything[name] for name in cut.glue_tensors if name in everything})
-    return found
+    # What is gathered from shards for the time being is gone when the pass is over.
+    return {name: lasting.get(id(tensor), tensor) for name, tensor in found.items()}
 
 
 def _around(graph: Graph, cut: Cut) -> list[nn.Module]:
@@ -230,7 +240,7 @@ def _own_configuration(module: nn.Module) -> Any:
     own = {
         key: value
         for key, value in vars(module).items()
-        if key not in OF_EVERY_MODULE and not key.startswith("_frostline")
+        if key not in OF_EVERY_MODULE and not key.startswith(("_frostline", OF_SHARDING))
     }
     kind = type(module)
     code = code_mark(module)

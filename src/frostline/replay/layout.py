@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from frostline.errors import ReplayError
+from frostline.replay.windows import Box
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class Layout:
         inner_first: where that dimension counts other things too (heads, windows), whether those
             are the slower ones: ``heads × samples`` instead of ``samples × heads``.
         kept_as: the dtype in which it is kept; None for its own.
+        part: the box of its indices that alone is kept; None for all. The rest comes back as NaN.
     """
 
     shape: tuple[int, ...]
@@ -35,6 +37,7 @@ class Layout:
     batch_dim: int | None
     inner_first: bool = False
     kept_as: torch.dtype | None = None
+    part: Box | None = None
 
     @staticmethod
     def of(tensor: Tensor, *, samples: int, varies: bool) -> Layout:
@@ -73,8 +76,27 @@ class Layout:
     @property
     def record_bytes(self) -> int:
         """Bytes of one sample; of the whole tensor if it is not cut."""
-        whole = math.prod(self.shape) * (self.kept_as or self.dtype).itemsize
+        whole = math.prod(self.kept_shape) * (self.kept_as or self.dtype).itemsize
         return whole if self.batch_dim is None else whole // self.samples
+
+    @property
+    def kept_shape(self) -> tuple[int, ...]:
+        """The shape of what is kept."""
+        part = self.part
+        return self.shape if part is None else tuple(end - first for first, end in part)
+
+    def only(self, part: Box | None) -> Layout:
+        """The same, of which this part alone is kept, where each sample has the same part.
+
+        >>> layout = Layout.of(torch.ones(4, 37, 16), samples=4, varies=True)
+        >>> layout.record_bytes, layout.only(((0, 4), (0, 1), (0, 16))).record_bytes
+        (2368, 64)
+        >>> layout.only(((0, 1), (0, 37), (0, 16))).record_bytes
+        2368
+        """
+        dim = self.batch_dim
+        has_all_samples = part and dim is not None and part[dim] == (0, self.shape[dim])
+        return replace(self, part=part) if has_all_samples else self
 
     def narrowed(self, dtype: torch.dtype | None) -> Layout:
         """The same, kept in a narrower floating dtype; other dtypes are kept as they are.
@@ -87,7 +109,9 @@ class Layout:
 
     def as_kept(self, tensor: Tensor) -> Tensor:
         """What would be read of the tensor once it is recorded."""
-        return tensor if self.kept_as is None else self.from_records(self.to_records(tensor))
+        if self.kept_as is None and self.part is None:
+            return tensor
+        return self.from_records(self.to_records(tensor))
 
     def to_records(self, tensor: Tensor) -> Tensor:
         """The tensor's bytes, one row a sample: uint8 [samples, record_bytes]; one row if uncut.
@@ -95,6 +119,7 @@ class Layout:
         Raises:
             ReplayError: a value is too large for the dtype in which it is to be kept.
         """
+        tensor = tensor if self.part is None else tensor[_slices(self.part)]
         cpu = tensor.detach().cpu().resolve_conj().resolve_neg()
         if self.kept_as is not None:
             cpu = _narrowed(cpu, self.kept_as)
@@ -104,25 +129,30 @@ class Layout:
             return torch.empty(rows, 0, dtype=torch.uint8)
         return flat.contiguous().view(torch.uint8).view(rows, self.record_bytes)
 
-    def from_records(self, records: Tensor) -> Tensor:
-        """The tensor again, in memory of its own with the recorded strides."""
+    def from_records(self, records: Tensor, *, fill: float = math.nan) -> Tensor:
+        """The tensor again, in memory of its own with the recorded strides.
+
+        Args:
+            records: uint8 [samples, record_bytes]; one row if uncut.
+            fill: what comes in the place of what was not kept.
+        """
         flat = records.contiguous().view(-1)
         if flat.numel() == 0:
             return torch.empty_strided(
                 self.shape, self.strides, dtype=self.dtype, device=self.device
             )
         values = flat.view(self.kept_as or self.dtype).to(self.dtype)
-        dim = self.batch_dim
+        dim, shape = self.batch_dim, self.kept_shape
         if dim is None or self.samples == 1:
-            shaped = values.view(self.shape)
+            shaped = values.view(shape)
         else:
-            inner = self.shape[dim] // self.samples
-            rest = (*self.shape[:dim], *self.shape[dim + 1 :])
+            inner = shape[dim] // self.samples
+            rest = (*shape[:dim], *shape[dim + 1 :])
             split = values.view(self.samples, inner, *rest)
             if self.inner_first:
                 split = split.transpose(0, 1)
-            shaped = split.reshape(self.shape[dim], *rest).movedim(0, dim)
-        return self._laid(shaped)
+            shaped = split.reshape(shape[dim], *rest).movedim(0, dim)
+        return self._laid(shaped) if self.part is None else self._filled(shaped, fill)
 
     def placeholder(self, *, is_written: bool) -> Tensor:
         """A tensor of this form that poisons what is computed from it.
@@ -144,6 +174,14 @@ class Layout:
             return moved.reshape(inner, self.samples, *moved.shape[1:]).transpose(0, 1)
         return moved
 
+    def _filled(self, tensor: Tensor, fill: float) -> Tensor:
+        whole = torch.empty_strided(
+            self.shape, self.strides, dtype=self.dtype, device=self.device
+        ).fill_(fill)
+        assert self.part is not None
+        whole[_slices(self.part)] = tensor.to(self.device)
+        return whole
+
     def _laid(self, tensor: Tensor) -> Tensor:
         if tensor.stride() == self.strides and tensor.device == self.device:
             return tensor
@@ -156,6 +194,10 @@ class Layout:
         laid = torch.empty_strided(sizes, self.strides, dtype=self.dtype, device=self.device)
         laid.copy_(tensor[tuple(kept)])
         return laid.expand(self.shape) if 0 in self.strides else laid
+
+
+def _slices(part: Box) -> tuple[slice, ...]:
+    return tuple(slice(first, end) for first, end in part)
 
 
 def _narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,6 +9,10 @@ import torch
 
 from frostline.replay.graph import Call, Graph, Operation
 
+_COMPILED = (
+    "it is compiled, and torch may change its last bits whenever it compiles anew: compile what"
+    " trains alone, or accept that with rounding=True"
+)
 FROM_TRAINABLE = "a trainable value flows into it"
 _FROM_ELSEWHERE = "it reads a tensor that is neither its input nor its own"
 
@@ -24,6 +28,7 @@ class Exclusions:
         accepts_rounding: whether rows may be grouped by content, which changes last bits.
         has_rounded: whether a value was let pass of which the last bits differed.
         keep_as: the dtype in which wider floating values are kept; None if all keep their bits.
+        keeps_whole: whether values are kept whole of which only a part seems to be read.
     """
 
     split: dict[int, str] = field(default_factory=dict)
@@ -32,6 +37,7 @@ class Exclusions:
     accepts_rounding: bool = False
     has_rounded: bool = False
     keep_as: torch.dtype | None = None
+    keeps_whole: bool = False
 
 
 class Liveness:
@@ -109,6 +115,8 @@ class Liveness:
                 self._refuse_around(index, call.effect)
             if call.is_hooked:
                 self._refuse_around(index, "a hook hangs on it, which would not run")
+            if call.is_compiled and not self._exclusions.accepts_rounding:
+                self._refuse_around(index, _COMPILED)
             if call.unfit is not None:
                 self._refuse(index, call.unfit)
             if index in self._exclusions.split:

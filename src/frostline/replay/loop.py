@@ -156,6 +156,13 @@ class Replay:
         self._memory = FieldMemory()
         self._unlearned: list[tuple[tuple[int, ...], Any]] = []
         self._why_not: str | None = self._indexed.cannot_skip
+        if self.replayer.passes.table.is_sharded:
+            self._why_not = "ranks of a sharded model go in step: each looks at what it brings"
+            if options["evict"]:
+                raise ReplayError(
+                    "evict is not for a model that fully_shard has sharded: only shards of its"
+                    " frozen part are held. Offload them: fully_shard(..., offload_policy=...)"
+                )
         self._is_evicted = not options["evict"]
         self._ends = _ends(loader) if _is_shared(options) else None
 

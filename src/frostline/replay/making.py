@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, NoReturn
 
 from frostline.errors import ReplayError
 from frostline.proof.traceless import Snapshot
 from frostline.replay.audits import Audits
 from frostline.replay.captured import Captured
 from frostline.replay.catcher import Catcher
+from frostline.replay.earlier import has_all_reads
 from frostline.replay.first_pass import first_pass, take_times
 from frostline.replay.frame import Frame, Irregular, Unknown
+from frostline.replay.in_step import InStep, Way
 from frostline.replay.kind_table import KindTable
 from frostline.replay.kinds import Kind, plan_kind
 from frostline.replay.plan import Plan
+from frostline.replay.poison import explained, reads_poison
 from frostline.replay.proving import prove_by_mixtures
 from frostline.replay.regroup import Recorded, are_recorded, compare, judge_output
 from frostline.replay.runner import TopLevel, run_frame, try_frame
@@ -52,6 +55,22 @@ class Making:
         """Make a call as ever."""
         self.counts["plain"] += 1
         return call.run()
+
+    def needs(self, kind: Kind, call: TopLevel, ids: tuple[int, ...], steps: InStep) -> Way:
+        """How a call has to be made by the ranks of a sharded model, as far as this one knows."""
+        plan = kind.plan
+        if plan is None:
+            return Way.COMPUTE
+        if not plan.proofs:
+            return Way.FREELY
+        if not kind.known.issuperset(ids):
+            return Way.COMPUTE
+        if not steps.brings_what_was_recorded(kind, call, ids):
+            self.has_changed = True
+            return Way.COMPUTE
+        if not _are_found(kind, plan, ids):
+            return Way.COMPUTE
+        return Way.FREELY if self._audits.is_due(kind.replayed + 1) else Way.REPLAY
 
     def make(
         self,
@@ -98,6 +117,29 @@ class Making:
             return self._recorded(kind, plan, call, ids)
         return self._replayed(kind, plan, call, ids)
 
+    def surely(self, kind: Kind, plan: Plan, call: TopLevel, ids: tuple[int, ...]) -> Any:
+        """Replay a pass of which nothing can be computed: other ranks do not take part in it.
+
+        Raises:
+            ReplayError: it can't be replayed after all.
+        """
+        try:
+            output, _ = run_frame(plan, call, ids, "try", self._catcher)
+        except Irregular as irregular:
+            raise ReplayError(
+                f"all ranks were to replay, and this one can't: {irregular.why}. What flows into"
+                " the frozen part does not come from the batch alone, or the store was damaged;"
+                " train without replay"
+            ) from irregular
+        self._count_replay(kind)
+        return output
+
+    def recorded(self, kind: Kind, plan: Plan, call: TopLevel, ids: tuple[int, ...]) -> Any:
+        """Compute a pass once, and record it."""
+        output, frame = run_frame(plan, call, ids, "record", self._catcher)
+        self._keep(kind, frame, ids)
+        return output
+
     def by_name(self, kind: Kind, plan: Plan, call: TopLevel, ids: tuple[int, ...]) -> Any:
         """Replay a pass whose inputs were not loaded.
 
@@ -113,13 +155,15 @@ class Making:
                 before.restore()
             self._stray(kind, irregular.why)
             raise
+        if reads_poison(plan, call, ids, output, self._catcher, remembered):
+            self._refuse_parts(kind, plan, call, ids)
         self._without_inputs += 1
         self._count_replay(kind)
         return output
 
     def _recorded(self, kind: Kind, plan: Plan, call: TopLevel, ids: tuple[int, ...]) -> Any:
         batch = self._to_be_mixed(kind, plan, call, ids)
-        earlier = self._table.earlier_plan(call, len(ids))
+        earlier = self._earlier(kind, call, ids)
         output, frame = run_frame(plan, call, ids, "record", self._catcher, earlier=earlier)
         self._keep(kind, frame, ids)
         if batch is not None and frame.irregular is None:
@@ -188,7 +232,7 @@ class Making:
     def _replayed(self, kind: Kind, plan: Plan, call: TopLevel, ids: tuple[int, ...]) -> Any:
         before = Snapshot(call.model, parameters=False) if plan.is_risky else None
         was_known = kind.known.issuperset(ids)
-        earlier = None if was_known else self._table.earlier_plan(call, len(ids))
+        earlier = None if was_known else self._earlier(kind, call, ids)
         try:
             output, frame = run_frame(plan, call, ids, "replay", self._catcher, earlier=earlier)
         except Irregular as irregular:
@@ -201,12 +245,28 @@ class Making:
         if frame.mode == "record":
             self._keep(kind, frame, ids)
             self.has_changed |= was_known
+        elif reads_poison(plan, call, ids, output, self._catcher):
+            self._refuse_parts(kind, plan, call, ids)
         else:
             frame.commit()
             kind.known.update(ids)
             kind.remember(ids, frame.keys)
             self._count_replay(kind)
         return output
+
+    def _refuse_parts(
+        self, kind: Kind, plan: Plan, call: TopLevel, ids: tuple[int, ...]
+    ) -> NoReturn:
+        """Stop, since the pass can't be taken back; whoever goes on gets all kept whole."""
+        kind.exclusions.keeps_whole = True
+        plan_kind(kind, call, len(ids), self._store)
+        kind.forget_records()
+        raise ReplayError(explained(plan))
+
+    def _earlier(self, kind: Kind, call: TopLevel, ids: tuple[int, ...]) -> Plan | None:
+        """A cut further in front, from whose records the kind's own can be made."""
+        earlier = self._table.earlier_plan(call, len(ids))
+        return earlier if earlier is not None and has_all_reads(earlier, kind.graph) else None
 
     def _count_replay(self, kind: Kind) -> None:
         kind.replayed += 1
@@ -265,6 +325,17 @@ class Making:
             plan_kind(kind, call, len(ids), self._store)
             kind.forget_records()
         return output
+
+
+def _are_found(kind: Kind, plan: Plan, ids: tuple[int, ...]) -> bool:
+    """Whether the store has all that was recorded of these samples."""
+    if not all(name in kind.remembered for name in ids):
+        return False
+    columns = zip(*(kind.remembered[name] for name in ids), strict=True)
+    return all(
+        station.shelf is None or min(station.shelf.find(column)) >= 0
+        for station, column in zip(plan.stations, columns, strict=True)
+    )
 
 
 def _is_narrowed(plan: Plan) -> bool:

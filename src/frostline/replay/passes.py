@@ -16,7 +16,9 @@ from frostline.replay.audits import Audits
 from frostline.replay.catcher import Catcher
 from frostline.replay.evict import Eviction, tensors_elsewhere
 from frostline.replay.frame import Irregular
+from frostline.replay.in_step import InStep, Way
 from frostline.replay.kind_table import KindTable
+from frostline.replay.kinds import Kind
 from frostline.replay.making import Making
 from frostline.replay.readiness import Readiness
 from frostline.replay.runner import TopLevel
@@ -26,6 +28,11 @@ from frostline.replay.store import ReplayWarning, Store
 
 _CHANGED_BATCHES = 8
 """Batches of known samples with other contents, one after another, that mean augmentation."""
+
+_NOT_CALLED = (
+    "the model has not been called for the samples that were named. If a compiled copy of it was,"
+    " compile only what trains (model.head.compile()), and call the model itself"
+)
 
 
 class Passes:
@@ -66,6 +73,8 @@ class Passes:
         self._changed = 0
         self._eviction: Eviction | None = None
         self._open: list[Fields] = []
+        self._was_called: bool | None = None
+        self._steps: InStep | None = None
 
     # What others ask.
 
@@ -82,7 +91,7 @@ class Passes:
     @property
     def declined(self) -> str | None:
         """Why nothing is replayed."""
-        return self.table.declined
+        return self.table.declined or (_NOT_CALLED if self._was_called is False else None)
 
     @property
     def refused(self) -> Mapping[str, str]:
@@ -105,6 +114,8 @@ class Passes:
     def needs_no_inputs(self, ids: tuple[int, ...]) -> bool:
         """Whether a batch can be replayed without its unneeded fields; now and then one is not."""
         is_usual = self.table.given_up is None and len(ids) == self._size
+        if self.table.is_sharded:
+            return False  # ranks go in step, and each looks at what it brings
         return is_usual and self._readiness.is_ready(ids)
 
     def evict(self) -> None:
@@ -145,6 +156,7 @@ class Passes:
                 yield
         finally:
             self._open.remove(self._fields)
+            self._was_called = self._was_called or self._catcher.was_entered
             self._notice_augmentation()
             self._readiness.end_batch(is_usual=len(ids) == self._size)
             self._last_of_size[len(ids)] = ids
@@ -196,6 +208,7 @@ class Passes:
             )
 
     def _look(self) -> None:
+        number = self.table.number
         if self.table.look():
             self._catcher.refresh()
             self._readiness.forget()
@@ -203,6 +216,8 @@ class Passes:
             if self._eviction is not None:
                 self._eviction.bring_back()
                 self._eviction = None
+        elif self.table.number != number:
+            self._catcher.refresh()  # a part may have been compiled
 
     # A call.
 
@@ -214,20 +229,59 @@ class Passes:
         self._look()
         if self.table.unsuitable is not None:
             return call.run()
+        if self._steps is None and self.table.is_sharded:
+            self._steps = InStep(self._model)
         is_of_batch = self._fields.are_in(call)
-        if not is_of_batch and any(other.are_in(call) for other in self._open):
-            return call.run()  # of a batch that is open beside this one
-        if name in self._strict and not is_of_batch:
-            return call.run()  # another batch's: an evaluation
+        is_beside = not is_of_batch and any(other.are_in(call) for other in self._open)
+        is_another = name in self._strict and not is_of_batch  # an evaluation
+        if is_beside or is_another:
+            return call.run() if self._steps is None else self._in_step(call, is_of_batch=False)
         lacks = self._fields.is_lacking(call)
         if is_of_batch:
             self._strict.add(name)
-        output = self._made(call, lacks=lacks)
+        if self._steps is not None:
+            output = self._in_step(call, is_of_batch=True)
+        else:
+            output = self._made(call, lacks=lacks)
         self._fields.note_output(output)
         return output
 
+    def _in_step(self, call: TopLevel, *, is_of_batch: bool) -> Any:
+        """Make a call of a sharded model: in the same way on all ranks."""
+        steps = self._steps
+        assert steps is not None
+        kind = self.table.known(call) if is_of_batch else None
+        way = steps.agree(self._wanted(kind, call) if is_of_batch else Way.COMPUTE)
+        if way is Way.FREELY:
+            with steps.gathered():
+                rewritten = steps.share_digests()
+                if rewritten is not None:
+                    self.table.forget(rewritten)
+                output = self._made(call, lacks=False) if is_of_batch else call.run()
+            kind = self.table.known(call)
+        elif kind is None or kind.plan is None or self._is_left_alone():
+            return self._making.plainly(call)
+        elif way is Way.REPLAY:
+            output = self._making.surely(kind, kind.plan, call, self._ids)
+        else:
+            output = self._making.recorded(kind, kind.plan, call, self._ids)
+        if kind is not None and kind.known.issuperset(self._ids):
+            steps.note(kind, call, self._ids)
+        return output
+
+    def _wanted(self, kind: Kind | None, call: TopLevel) -> Way:
+        """How the call has to be made, as far as this rank knows."""
+        assert self._steps is not None
+        if self._is_left_alone():
+            return Way.COMPUTE
+        if kind is None:
+            return Way.COMPUTE if self.table.is_full else Way.FREELY
+        if kind.rewritten(quick=True) is not None:
+            return Way.FREELY
+        return self._making.needs(kind, call, self._ids, self._steps)
+
     def _made(self, call: TopLevel, *, lacks: bool) -> Any:
-        if self.table.given_up is not None or not self._is_regular_size():
+        if self._is_left_alone():
             return self._making.plainly(self._fields.with_content(call) if lacks else call)
         return self._without_inputs(call) if lacks else self._with_inputs(call)
 
@@ -266,6 +320,9 @@ class Passes:
                 except Irregular:
                     pass  # it is counted there
         return self._with_inputs(self._fields.with_content(call))
+
+    def _is_left_alone(self) -> bool:
+        return self.table.given_up is not None or not self._is_regular_size()
 
     def _is_regular_size(self) -> bool:
         """Kernels change their last bits with the batch size, so one size is replayed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ class Station:
         constants: where the kept results are that do not depend on the batch.
         ways_to_cut: how many ways there are to cut the results into samples.
         seconds: how long the call takes.
+        fill: what comes in the place of what was not kept of a result.
     """
 
     order: int
@@ -43,6 +45,7 @@ class Station:
     constants: Shelf | None = None
     ways_to_cut: int = 1
     seconds: float = 0.0
+    fill: float = math.nan
     # Most passes go the way of the pass before.
     _path: tuple[Any, bytes] = ((), b"")
 
@@ -60,6 +63,11 @@ class Station:
     def whole_results(self) -> list[int]:
         """Positions of the kept results that are kept whole."""
         return [p for p in self._kept() if self.layouts[p].batch_dim is None]
+
+    @cached_property
+    def keeps_part(self) -> bool:
+        """Whether of a result a part alone is kept."""
+        return any(self.layouts[position].part is not None for position in self.cut_results)
 
     def _kept(self) -> list[int]:
         return [position for position, kept in enumerate(self.planned.kept) if kept]
@@ -98,7 +106,7 @@ class Station:
                 layout = self.layouts[position]
                 assert records is not None
                 made[position] = layout.from_records(
-                    records[:, start : start + layout.record_bytes]
+                    records[:, start : start + layout.record_bytes], fill=self.fill
                 )
                 start += layout.record_bytes
         return made
@@ -227,6 +235,11 @@ class Plan:
         return any(s.kind == "blind" for station in self.stations for s in station.planned.sources)
 
     @cached_property
+    def keeps_parts(self) -> bool:
+        """Whether of some results a part alone is kept, and the rest is poison."""
+        return any(station.keeps_part for station in self.stations)
+
+    @cached_property
     def is_risky(self) -> bool:
         """Whether a replay may have to be given up when something live has run already."""
         return any(station.planned.after_live and station.order for station in self.stations)
@@ -254,7 +267,10 @@ def _station(order: int, planned: PlannedCall, samples: int, way: int) -> Statio
         order=order,
         name=planned.call.place.name,
         planned=planned,
-        layouts=[found[min(way, len(found) - 1)] for found in settled],
+        layouts=[
+            found[min(way, len(found) - 1)].only(part)
+            for found, part in zip(settled, planned.parts, strict=True)
+        ],
         ways_to_cut=ways,
     )
 

@@ -128,6 +128,9 @@ def judge_output(plan: Plan, replayed: Any, computed: Any, exclusions: Exclusion
     if same_output(replayed, computed, rounding=exclusions.accepts_rounding):
         exclusions.has_rounded = True
         return Verdict(True)
+    if plan.keeps_parts:
+        exclusions.keeps_whole = True
+        return Verdict(False, exclusions=True)
     mutating = [s.planned.index for s in plan.stations if s.planned.mutates]
     if mutating:
         why = "it writes into what another module returned"

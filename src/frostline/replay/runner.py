@@ -21,6 +21,7 @@ from frostline.replay.frame import Enough, Frame, Mode
 from frostline.replay.graph import Graph
 from frostline.replay.nest import Nest, open_nest, rebuild
 from frostline.replay.plan import Plan
+from frostline.replay.sharded_blocks import come_to_rest
 from frostline.replay.stand_in import Forward
 from frostline.replay.trace import trace
 
@@ -139,13 +140,19 @@ def run_frame(
 
 
 def try_frame(
-    plan: Plan, call: TopLevel, ids: tuple[int, ...], mode: Mode, catcher: Catcher
+    plan: Plan,
+    call: TopLevel,
+    ids: tuple[int, ...],
+    mode: Mode,
+    catcher: Catcher,
+    *,
+    remembered: Sequence[Sequence[bytes]] | None = None,
 ) -> tuple[Any, Frame]:
     """The same for trial: the model and all random generators are left as they were."""
     catcher.cover(plan.names)  # before the model's attributes are noted, to be put back
     return _for_trial(
         call.model,
-        lambda: run_frame(plan, call, ids, mode, catcher),
+        lambda: run_frame(plan, call, ids, mode, catcher, remembered=remembered),
         parameters=plan.graph.writes_model,
     )
 
@@ -194,5 +201,8 @@ def same_output(one: Any, other: Any, *, rounding: bool) -> bool:
 
 def _for_trial(model: nn.Module, run: Callable[[], _T], *, parameters: bool) -> _T:
     # In a copy of the context: what models keep in context variables is restored, too.
-    with no_traces(model, parameters=parameters):
-        return contextvars.copy_context().run(run)
+    try:
+        with no_traces(model, parameters=parameters):
+            return contextvars.copy_context().run(run)
+    finally:
+        come_to_rest(model)

@@ -15,11 +15,14 @@ from torch import nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from frostline.freezing.modes import pin_of
+from frostline.replay.compiled import OF_THE_COMPILER
 from frostline.replay.contents import Contents
 from frostline.replay.stand_in import StandIn
 
-OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {"forward"}
+OF_EVERY_MODULE = frozenset(vars(nn.Module())) | {"forward", "_call_impl"} | OF_THE_COMPILER
 NOT_LOOKED_AT = OF_EVERY_MODULE | {"_frostline_replays"}
+OF_SHARDING = "__composable_api"
+"""How the names begin under which ``fully_shard`` keeps its state on a module."""
 _TABLES = ("_modules", "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks")
 _tables_of = operator.itemgetter(*_TABLES)
 _trains = operator.attrgetter("requires_grad")
@@ -88,7 +91,7 @@ class Slots:
             pin = pin_of(module)
             if pin is not None:
                 yield vars(pin), "wish"
-            if pin is None or not pin.wish.eval_mode:
+            if "training" in held and (pin is None or not pin.wish.eval_mode):
                 # A pinned module runs in eval mode, whatever model.train() has said since.
                 yield held, "training"
         yield from self._attributes(ignored)
@@ -96,16 +99,19 @@ class Slots:
     def _attributes(self, ignored: set[tuple[int, str]]) -> Iterator[tuple[dict[Any, Any], Any]]:
         for module, held in zip(self._modules, self._held, strict=True):
             for key in held:
-                if key not in NOT_LOOKED_AT and (id(module), key) not in ignored:
+                if key in NOT_LOOKED_AT or key.startswith(OF_SHARDING):
+                    continue
+                if (id(module), key) not in ignored:
                     yield held, key
 
     def _count(self) -> list[int]:
         """Sizes of all the places; a stand-in for a module's forward does not count."""
         tables = chain.from_iterable(map(_tables_of, self._held))
         forwards = map(operator.contains, self._held, repeat("forward"))
+        calls = map(operator.contains, self._held, repeat("_call_impl"))
         return [
             len(_global_forward_hooks) + len(_global_forward_pre_hooks),
-            *map(operator.sub, map(len, self._held), forwards),
+            *map(operator.sub, map(operator.sub, map(len, self._held), forwards), calls),
             *map(len, tables),
         ]
 

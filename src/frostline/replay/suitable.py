@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from frostline.naming import walk_modules
-from frostline.shards import is_spread
+from frostline.replay.compiled import why_not_inside
+from frostline.replay.sharded_blocks import out_of_step
 
 _MOVES = "which moves or copies its modules. Replay the bare model"
 _SHARDS = (
@@ -54,20 +55,13 @@ def unsuitable(model: nn.Module) -> str | None:
             "a hook for all modules is registered (torch.nn.modules.module), which would not see"
             " the calls that are left out"
         )
-    if any(map(is_spread, model.parameters())):
-        return (
-            "its tensors are spread over ranks (fully_shard, parallelize_module), which would have"
-            " to record and replay in step. Replay under DistributedDataParallel, or in one process"
-        )
+    why = out_of_step(model)
+    if why is not None:
+        return why
     for name, module in walk_modules(model):
         where = name or "the model"
         if isinstance(module, torch.jit.ScriptModule):
             return f"{where} is a TorchScript program, whose calls can't be seen"
-        if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
-            return (
-                f"{where} is compiled, so its modules are no longer called one by one."
-                " Replay the model as it was before torch.compile"
-            )
         wrapper = type(module).__name__
         if wrapper in _WRAPPERS:
             return f"{where} is wrapped in {wrapper}, {_WRAPPERS[wrapper]}"
@@ -77,7 +71,7 @@ def unsuitable(model: nn.Module) -> str | None:
                     f"{where} reads from an iterator ({key!r}), which the trial passes of replay"
                     " would move on. Give it what it reads as an input"
                 )
-    return None
+    return why_not_inside(model)
 
 
 def without_cut(model: nn.Module) -> str | None:

@@ -16,21 +16,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from frostline.proof.fingerprint import has_plain_content
 from frostline.proof.surroundings import Surroundings
 from frostline.proof.traceless import same_bits
 from frostline.replay.captured import Captured
+from frostline.replay.compiled import called_modules, is_compiled, run_as_one, uncompiled
 from frostline.replay.graph import Call, Escape, Graph, Operation, Place
 from frostline.replay.hooks import foreign_hooks
 from frostline.replay.layout import Layout
 from frostline.replay.memory import Memory
 from frostline.replay.nest import can_be_rebuilt, open_nest, rebuild
 from frostline.replay.randomness import may_draw_in_python, python_randomness, torch_randomness
-from frostline.replay.stand_in import Forward, StandIns, called_modules
+from frostline.replay.slots import OF_EVERY_MODULE
+from frostline.replay.stand_in import Forward, StandIns
 from frostline.replay.tails import differs_at_the_end
 from frostline.replay.watch import look
+from frostline.replay.windows import window_of
 
 _LEAVES_TENSORS = ("tolist", "numpy", "__array__", "__dlpack__")
 _GROUPS_ROWS = frozenset({"_grouped_mm", "_scaled_grouped_mm", "histc", "bincount"})
@@ -54,11 +58,15 @@ def trace(
     tracer = _Tracer(model)
     modules = called_modules(model)
     before = look(model)
-    with StandIns(tracer.call) as stand_ins, _watched(tracer):
+    with StandIns(tracer.call) as stand_ins, uncompiled(model), _watched(tracer):
         stand_ins.cover(modules)
         tracer.top_level(name, modules[name], forward, args, kwargs)
-    if look(model) != before:
-        # It leaves something in the model that a pass with what was captured would not leave.
+    changes_attributes = look(model) != before
+    if changes_attributes:
+        tracer.find_left(model)
+    if changes_attributes or any(map(is_compiled, modules.values())):
+        # It leaves something in the model that a pass with what was captured would not leave, or
+        # what was captured need not have the bits of what is compiled.
         tracer.graph.captured = None
     return tracer.graph
 
@@ -93,6 +101,18 @@ class _Tracer:
         hidden = open_nest(nest.opaque, into_objects=True).tensors
         self.graph.results = [self._memory.value_of(tensor) for tensor in nest.tensors]
         self.graph.hidden = [self._memory.value_of(tensor) for tensor in hidden]
+        self.graph.has_own_backward = _has_own_backward(nest.tensors)
+
+    def find_left(self, model: nn.Module) -> None:
+        """Note what is in the modules' attributes now."""
+        attributes = [
+            value
+            for module in model.modules()
+            for name, value in vars(module).items()
+            if name not in OF_EVERY_MODULE
+        ]
+        tensors = open_nest(attributes, into_objects=True).tensors
+        self.graph.left = {self._memory.value_of(t) for t in tensors if self._memory.is_known(t)}
 
     def call(self, name: str, module: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
         """Run one module's forward, and note what it took, gave and changed."""
@@ -106,12 +126,13 @@ class _Tracer:
             parent=self._stack[-1] if self._stack else None,
             arguments=[self._memory.value_of(tensor) for tensor in given],
             first_operation=len(self.graph.operations),
-            is_hooked=bool(foreign_hooks(module)),
+            is_hooked=any(map(foreign_hooks, run_as_one(module))),
+            is_compiled=is_compiled(module),
             trains=id(module) in self._training,
         )
         self.graph.calls.append(call)
         buffers = self._buffers_of(module)
-        watches_python = may_draw_in_python(module)
+        watches_python = any(map(may_draw_in_python, run_as_one(module)))
         before = python_randomness(self._generators) if watches_python else ()
         self._memory.enter()
         self._stack.append(index)
@@ -128,11 +149,12 @@ class _Tracer:
         call.results = [self._memory.value_of(tensor) for tensor in nest.tensors]
         call.handed = [_position(tensor, given) for tensor in nest.tensors]
         call.layouts = [Layout.of(t, samples=1, varies=False) for t in nest.tensors]
+        call.windows = [window_of(tensor) for tensor in nest.tensors]
         with self._paused():
             moved = [
                 key
-                for key, (buffer, content) in buffers.items()
-                if module._buffers.get(key) is not buffer or not same_bits(buffer, content)
+                for (owner, key), (buffer, content) in buffers.items()
+                if owner._buffers.get(key) is not buffer or not same_bits(buffer, content)
             ]
             call.template = rebuild(output, [torch.empty(0) for _ in nest.tensors])
         if watches_python and before != python_randomness(self._generators):
@@ -152,14 +174,16 @@ class _Tracer:
             self.captured.add(index, nest.tensors)
         return output
 
-    def _buffers_of(self, module: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-        """A module's own buffers with copies of their content."""
-        if not module._buffers:
+    def _buffers_of(self, module: nn.Module) -> dict[tuple[nn.Module, str], tuple[Tensor, Tensor]]:
+        """The buffers of a module, without those of modules called inside, with their content."""
+        owners = [owner for owner in run_as_one(module) if owner._buffers]
+        if not owners:
             return {}
         with self._paused():
             return {
-                key: (buffer, buffer.detach().clone())
-                for key, buffer in module._buffers.items()
+                (owner, key): (buffer, buffer.detach().clone())
+                for owner in owners
+                for key, buffer in owner._buffers.items()
                 if buffer is not None
             }
 
@@ -208,7 +232,10 @@ class _Tracer:
         call = self._stack[-1] if self._stack else 0
         after = len(self.graph.operations)
         if not results and not written:
-            self.graph.escapes.extend(Escape(call, value, name, after) for value in reads)
+            self.graph.escapes.extend(
+                Escape(call, value, name, after, tensor.dtype == torch.bool and tensor.numel() == 1)
+                for value, tensor in zip(reads, sources, strict=True)
+            )
             return
         overwrites = tuple(memory.value_of(tensor) for tensor in written)
         writes = [memory.write(tensor) for tensor in written]
@@ -227,8 +254,11 @@ class _Tracer:
                     is_uneven=differs_at_the_end(func, args, kwargs, result),
                     overwrites=overwrites,
                     name=name,
+                    windows=tuple(map(window_of, sources)),
                 )
             )
+        else:
+            self.graph.viewed.setdefault(call, set()).update(reads)
 
     def escape(self, tensor: Tensor, how: str) -> None:
         """Note a value that left for Python."""
@@ -236,7 +266,8 @@ class _Tracer:
             return
         call = self._stack[-1] if self._stack else 0
         value = self._memory.value_of(tensor)
-        self.graph.escapes.append(Escape(call, value, how, len(self.graph.operations)))
+        after = len(self.graph.operations)
+        self.graph.escapes.append(Escape(call, value, how, after, is_flag=False))
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -326,6 +357,21 @@ def _mixes(func: Any, name: str, args: Any) -> bool:
     if name == "index":  # by numbers it takes rows; by a mask their count depends on content
         return any(t.dtype in (torch.bool, torch.uint8) for t in _tensors(args[1:2]))
     return torch.Tag.dynamic_output_shape in func.tags or name in _GROUPS_ROWS
+
+
+def _has_own_backward(tensors: Iterable[Tensor]) -> bool:
+    """Whether a ``torch.autograd.Function`` of somebody's is on the way back from these."""
+    waiting: list[Any] = [tensor.grad_fn for tensor in tensors]
+    seen: set[Any] = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(node, BackwardCFunction):
+            return True
+        seen.add(node)
+        waiting += [before for before, _ in node.next_functions]
+    return False
 
 
 def _position(tensor: Tensor, given: list[Tensor]) -> int | None:

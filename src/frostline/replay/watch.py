@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 from frostline.freezing.modes import pin_of
 from frostline.proof.surroundings import Surroundings
+from frostline.replay.compiled import IN_PLACE
 from frostline.replay.deep import deep_mark
 from frostline.replay.hooks import foreign_hooks
-from frostline.replay.slots import NOT_LOOKED_AT, Slots
+from frostline.replay.slots import NOT_LOOKED_AT, OF_SHARDING, Slots
 from frostline.replay.stand_in import StandIn
+from frostline.shards import Place, sharded_parameters
 
 
 class Setting(NamedTuple):
@@ -40,8 +42,8 @@ class State(NamedTuple):
 
     Attributes:
         tensors: for each parameter which object it is, and whether it trains.
-        modes: for each module which object it is, its class, ``training``, replaced ``forward``
-            and hooks.
+        modes: for each module which object it is, its class, ``training``, replaced ``forward``,
+            what its call was compiled to, and hooks.
         settings: plain values in the attributes of modules and of their configurations, and in
             global variables that their code mentions.
     """
@@ -66,6 +68,7 @@ def look(model: nn.Module) -> State:
     modes: list[Any] = []
     settings: list[Setting] = []
     seen: set[int] = set()
+    shards = sharded_parameters(model)  # whether or not they are gathered just now
     waiting: list[nn.Module] = [model]
     while waiting:
         module = waiting.pop()
@@ -75,17 +78,21 @@ def look(model: nn.Module) -> State:
         held = module.__dict__
         pin = pin_of(module)
         # A pinned module runs in eval mode, whatever model.train() has said since.
-        is_training = held["training"] and not (pin is not None and pin.wish.eval_mode)
+        is_training = module.training and not (pin is not None and pin.wish.eval_mode)
         hooks = foreign_hooks(module)
         forward = StandIn.behind(held.get("forward"))
-        modes.append((id(module), type(module), is_training, forward, tuple(map(id, hooks))))
-        for parameter in held["_parameters"].values():
+        compiled = StandIn.behind(held.get(IN_PLACE))
+        modes.append(
+            (id(module), type(module), is_training, forward, compiled, tuple(map(id, hooks)))
+        )
+        for key, parameter in held["_parameters"].items():
             if parameter is not None:
+                parameter = shards.get(Place(id(module), key), parameter)
                 tensors.append((id(parameter), parameter.requires_grad))
         owner = id(module)
         settings += [Setting(owner, key, id(value)) for key, value in held["_buffers"].items()]
         for key, value in held.items():
-            if key in NOT_LOOKED_AT:
+            if key in NOT_LOOKED_AT or key.startswith(OF_SHARDING):
                 continue
             kind = type(value)
             if kind in _PLAIN:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from frostline.proof import fingerprint
 from frostline.proof.fingerprint import quick_key
+from frostline.replay.sharded_blocks import over_ranks
+from frostline.shards import local_part
 
 _version = operator.attrgetter("_version")
 
@@ -21,11 +23,19 @@ class Weights:
     """
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self._tensors = tensors
+        self._given = tensors
+        self._tensors = {name: local_part(tensor) for name, tensor in tensors.items()}
         self._versions = self._look()
         self._addresses: list[int] | None = None
         self._keys: dict[str, Hashable] = {}
-        self.fingerprints = {name: fingerprint(tensor) for name, tensor in tensors.items()}
+        self.fingerprints = {name: fingerprint(part) for name, part in self._tensors.items()}
+
+    def digests(self) -> dict[str, str]:
+        """Name → what tells the content apart; of a sharded tensor, the content on all ranks."""
+        return {
+            name: over_ranks(tensor, self.fingerprints[name])
+            for name, tensor in self._given.items()
+        }
 
     def changed(self) -> str | None:
         """The name of a tensor whose content changed, as far as versions tell."""
