@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from frostline.proof import fingerprint
     from frostline.replay import (
         FrostLine,
+        HomeSampler,
         Replay,
         Replayer,
         ReplayStats,
@@ -103,6 +104,7 @@ __all__ = [
     "GuardError",
     "GuardReport",
     "GuardWarning",
+    "HomeSampler",
     "MeasureError",
     "MissingExtraError",
     "ModelSourceError",
@@ -177,6 +179,7 @@ _HOMES = {
     "frostline.proof": ("fingerprint",),
     "frostline.replay": (
         "FrostLine",
+        "HomeSampler",
         "Replay",
         "ReplayStats",
         "Replayer",
