@@ -41,9 +41,10 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
-    """Every test starts from the same random state, whatever ran before it."""
+def _same_start() -> None:
+    """Every test starts from the same random state and one thread, whatever ran before it."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -84,7 +84,9 @@ def test_a_flag_that_says_what_to_train_replaces_all_of_the_file(
     [
         pytest.param("", "job.yaml is empty", id="empty"),
         pytest.param("# nothing", "job.yaml is empty", id="only-a-comment"),
-        pytest.param("a: [", "job.yaml is not YAML .line 1, column 5.: while parsing", id="not-yaml"),
+        pytest.param(
+            "a: [", "job.yaml is not YAML .line 1, column 5.: while parsing", id="not-yaml"
+        ),
         pytest.param("!!python/name:os.system ''", "job.yaml is not YAML", id="a-tag"),
         pytest.param("- 1", r"expected fields such as 'epochs: 5', got \[1\]", id="a-list"),
         pytest.param("lr: 1\nlr: 2", "lr is given twice, in line 2 again", id="twice"),

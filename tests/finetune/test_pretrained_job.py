@@ -172,7 +172,7 @@ def test_a_base_without_a_head_gives_the_whole_model(shipped, capsys):
 def test_a_language_model_is_told_by_its_perplexity(capsys):
     arguments = ["--model", "gpt2", "--data", "tale.txt", "--max-length", "16", "--lr", "0.01"]
     arguments += ["--train", "h.1", "--epochs", "2", "--lr-schedule", "cosine", "--warmup", "0.1"]
-    assert finetune(*arguments, "--accumulate", "2", "--json") == 0
+    assert finetune(*arguments, "--accumulate", "2", "--replay", "on", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["kind"], found["followed"], found["f1"]) == ("causal-lm", "loss", None)
     assert found["loss"]["after"] < found["loss"]["before"] - 0.2

@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable
+from typing import Any
 
-from frostline.replay.graph import Graph
+from frostline.replay.graph import Call, Graph
+from frostline.replay.nest import open_nest
 from frostline.replay.windows import Box, Window, box_of
 
 _LEAST_GAIN = 2
@@ -86,15 +88,37 @@ def _depends_on_content(graph: Graph, skipped: Collection[int], constant: Collec
 def _under_branches(graph: Graph, skipped: Collection[int], constant: Collection[int]) -> set[int]:
     """Values of which code that also asks for a yes or no reads a part: perhaps by the answer.
 
-    Only in that very call: many models ask a mask whether it masks anything.
+    Only in the call that asks, and where the answer may be returned to: many models ask a mask
+    whether it masks anything.
     """
-    asking = {
+    asking = [
         escape.call
         for escape in graph.escapes
         if escape.call not in skipped and escape.is_flag and escape.value not in constant
-    }
-    read = {v for op in graph.operations if op.call in asking for v in op.reads}
-    return read.union(*(graph.viewed.get(call, ()) for call in asking))
+    ]
+    known: set[int] = set()
+    while asking:
+        call = asking.pop()
+        parent = graph.calls[call].parent
+        if call not in known and parent is not None and _returns_plain_values(graph.calls[call]):
+            asking.append(parent)
+        known.add(call)
+    read = {v for op in graph.operations if op.call in known for v in op.reads}
+    return read.union(*(graph.viewed.get(call, ()) for call in known))
+
+
+def _returns_plain_values(call: Call) -> bool:
+    """Whether a call returns anything beside tensors."""
+
+    def is_there(form: Any) -> bool:
+        if form == "tensor":
+            return False
+        kind, inside = form
+        if isinstance(inside, str):
+            return bool(kind != "NoneType")
+        return any(is_there(held) for _, held in inside)
+
+    return is_there(open_nest(call.template).form[0])
 
 
 def _used_whole(graph: Graph, skipped: Collection[int]) -> set[int]:
