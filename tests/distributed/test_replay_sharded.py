@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from functools import partial
@@ -304,3 +305,29 @@ def test_options_that_a_sharded_model_can_not_have(pair: Party) -> None:
     for why_all_is_loaded, error in pair.values(skipping_and_evicting):
         assert str(why_all_is_loaded).startswith("ranks of a sharded model go in step")
         assert "evict is not for a model that fully_shard has sharded" in error
+
+
+class ReadsToken(Net):
+    """What says which token is read, replay can't see."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encode(x)[:, int(os.environ["FROSTLINE_TEST_TOKEN"])])
+
+
+def reads_another_token(rank: int) -> bool:
+    torch.manual_seed(0)
+    model = ReadsToken()
+    fl.freeze(model, all_but=HEAD)
+    model = sharded(model)
+    data = torch.utils.data.TensorDataset(torch.randn(32, 4, 16), torch.zeros(32))
+    loader = DataLoader(data, batch_size=8, sampler=HomeSampler(data, seed=3))
+    with pytest.MonkeyPatch.context() as patched:
+        for token in "0001":
+            patched.setenv("FROSTLINE_TEST_TOKEN", token)
+            outputs = [model(x).detach() for x, _ in fl.replay(model, loader)]
+        assert fl.replay(model, loader).replayer.stats.replayed >= 4
+        return all(map(torch.equal, outputs, [model(x) for x, _ in loader]))
+
+
+def test_all_of_a_value_is_kept(pair: Party) -> None:
+    assert pair.values(reads_another_token) == [True, True]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import random
 import signal
 from pathlib import Path
 
@@ -118,3 +120,45 @@ def test_a_factory_is_resumed_from_another_folder(tmp_path, monkeypatch):
     job.resume(run)
     weights = (run / "model.safetensors").read_bytes()
     assert weights == (tmp_path / whole.run / "model.safetensors").read_bytes()
+
+
+CHANCE = """
+import random
+import numpy
+import torch
+
+class Chance(torch.utils.data.Dataset):
+    "Noise from each of the three generators."
+    classes = ("a", "b")
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, place):
+        drawn = [random.random(), float(numpy.random.rand()), float(torch.rand(()))]
+        return torch.tensor(drawn), place % 2
+
+def build():
+    return Chance(), Chance()
+
+def net():
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_made_by_chance_are_those_of_the_seed_and_the_epoch(tmp_path, workers):
+    (tmp_path / "own.py").write_text(CHANCE)
+    fields = {"model": f"{tmp_path / 'own.py'}:net", "data": f"{tmp_path / 'own.py'}:build"}
+    fields |= {"freeze": ["0"], "workers": workers, "epochs": 2, "batch_size": 4}
+    before = random.getstate()
+    whole, other = (
+        job.start(quick(tmp_path / f"whole-{seed}", **fields, seed=seed)).run for seed in (0, 1)
+    )
+    assert random.getstate() == before
+    # In the second epoch of two steps.
+    watcher = Calls(lambda: signal.raise_signal(signal.SIGINT), 3)
+    run = interrupt(quick(tmp_path / "cut", **fields), watcher)
+    gc.collect()  # a worker of the loader that was left shares the run's lock while it lives
+    job.resume(run)
+    assert history(run) == history(whole) != history(other)

@@ -14,8 +14,15 @@ from scheduling import BUSY
 from frostline.errors import ConfigError, FrozenChangedError, ScheduleError
 from frostline.finetune import job, replaying
 from frostline.finetune.config import FinetuneConfig, load_config
-from frostline.finetune.prepare import with_absolute_paths
-from frostline.finetune.scheduling import schedule_of
+from frostline.finetune.loop import batch_loss
+from frostline.finetune.prepare import (
+    first_batch,
+    open_job,
+    plan_of,
+    prepare,
+    with_absolute_paths,
+)
+from frostline.finetune.scheduling import schedule_of, start_freezer
 from frostline.schedules import LISA, Explicit, registry, to_plain
 
 pytestmark = pytest.mark.usefixtures("swift")
@@ -218,3 +225,23 @@ def test_the_checkpoint_is_plain_and_the_timeline_adds_up(tmp_path):
     timeline = read(run, "timeline.json")
     assert sum(stretch["steps"] for stretch in timeline["stretches"]) == 33
     assert timeline["events"][0]["kind"] == "start"
+
+
+def test_a_step_that_the_gradient_scaler_leaves_out_is_no_error(tmp_path):
+    """As under fp16, which needs a GPU: the optimizer makes one step less than the loop."""
+    config = quick(tmp_path, schedule=PHASES)
+    sources, engine = open_job(config, lambda text: None)
+    setup = prepare(config, plan_of(config), sources, engine)
+    half = config.model_copy(update={"mixed_precision": "fp16"})
+    freezer = start_freezer(schedule_of(config), half, setup)
+    batch = first_batch(setup, 4)
+    for number in range(3):
+        setup.optimizer.zero_grad()
+        loss = batch_loss(setup.model, batch)
+        loss.backward()
+        if number:
+            setup.optimizer.step()
+        freezer.step(loss.item())
+    freezer.epoch(0.5)
+    assert (freezer.position.step, freezer.position.epoch) == (2, 1)
+    assert freezer.frozen == ()

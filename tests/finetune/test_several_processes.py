@@ -21,9 +21,19 @@ NET = """
 import os
 from frostline.finetune.networks import DigitsCNN
 
+rank = os.environ["RANK"]
+
+class Watched(DigitsCNN):
+    "Writes down its statistics when it is about to be scored."
+
+    def train(self, mode=True):
+        if not mode:
+            with open(f"scored-{rank}", "a") as file:
+                print(*(float(buffer.double().sum()) for buffer in self.buffers()), file=file)
+        return super().train(mode)
+
 def build():
-    net = DigitsCNN()
-    rank = os.environ["RANK"]
+    net = Watched()
     with open(f"built-{rank}", "w") as file:
         file.write(rank)
     return net
@@ -75,6 +85,9 @@ def test_two_processes_make_one_run():
     assert (found["proof"]["tensors"], found["accuracy"]["held_out"]) == (18, 225)
     assert found["saved"] is None
     assert sorted(path.name for path in Path().glob("built-*")) == ["built-0", "built-1"]
+    one, other = (Path(f"scored-{rank}").read_text().splitlines() for rank in (0, 1))
+    assert one == other
+    assert len(set(one)) >= 4  # before the first epoch, and after each
     losses = [line["loss"] for line in history(whole)]
     assert losses[-1] < losses[0]
 

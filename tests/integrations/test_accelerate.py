@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from framework_accelerate import fresh_accelerator
 from framework_jobs import HEAD, EpochShuffle, Network, Samples, copied
 from lightning.fabric import Fabric
@@ -201,3 +201,39 @@ def test_a_state_of_a_schedule_is_no_state_of_a_plan(tmp_path: Path) -> None:
     prepared(True).save_state(str(tmp_path))
     with pytest.raises(fl.CheckpointError, match="with a schedule"):
         prepared(False).load_state(str(tmp_path))
+
+
+def test_several_are_kept_each_by_itself(tmp_path: Path) -> None:
+    """A plan and a schedule of one model, and a plan of another."""
+
+    def prepared() -> tuple[Accelerator, fl.Freezer, nn.Module]:
+        accelerator = fresh_accelerator()
+        model, other = parts()[0], parts()[0]
+        plan = fl.freeze(model, "blocks.0")
+        optimizer = fl.optimizer(torch.optim.AdamW, model, lr=1e-2, declare_all=True)
+        model, other, optimizer = accelerator.prepare(model, other, optimizer)
+        phases = [{"epoch": 0, "train": ["head"]}, {"epoch": 1, "train": ["head", "blocks.2"]}]
+        freezer = fl.Freezer(model, optimizer, schedule=phases, fixed="blocks.0")
+        for holder in (plan, freezer, fl.freeze(other, HEAD)):
+            keep_in_state(accelerator, holder)
+        return accelerator, freezer, other
+
+    accelerator, freezer, other = prepared()
+    freezer.epoch()
+    torch.nn.init.ones_(other.head.bias)
+    accelerator.save_state(str(tmp_path))
+    again, resumed, second = prepared()
+    again.load_state(str(tmp_path))
+    assert resumed.trains == freezer.trains
+    assert resumed.position.epoch == 1
+    assert torch.equal(second.head.bias, other.head.bias)
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_a_sharded_run_is_refused_before_it_could_hang(kind: str) -> None:
+    accelerator = fresh_accelerator()
+    model, _ = parts()
+    frozen = fl.freeze(accelerator.prepare(model), HEAD)
+    accelerator.state.distributed_type = DistributedType[kind]
+    with pytest.raises(fl.CheckpointError, match=f"distributed_type {kind}.*Leave it out"):
+        keep_in_state(accelerator, frozen)

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from replaying import LAST_TWO, Pairs, assert_same, cross_entropy, net, run, steps
 from storing import fork, succeeded
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.testing._internal.distributed import fake_pg  # noqa: F401 (it adds the backend "fake")
 from torch.utils.data import DataLoader, DistributedSampler
 
 import frostline as fl
 from frostline.replay import ReplayStats
+from frostline.replay.epoch_ends import EpochEnds
 
 
 class _Rank:
@@ -127,3 +129,15 @@ def test_two_models_of_the_same_weights_write_to_one_folder(tmp_path: Path) -> N
     for model in models:
         stats = replayed(model, range(80))
         assert (stats.recorded, stats.replayed, stats.plain) == (5, 10, 0)
+
+
+def test_an_epoch_that_begins_when_the_process_group_is_gone() -> None:
+    """A script ends its group after training, and goes on alone."""
+    ends = EpochEnds("a data set of 80")
+    store = distributed.HashStore()
+    distributed.init_process_group("fake", store=store, rank=0, world_size=2)
+    try:
+        ends.reach()
+    finally:
+        distributed.destroy_process_group()
+    ends.wait()

@@ -360,6 +360,53 @@ def test_other_tokens_than_were_seen(inputs: str, monkeypatch: pytest.MonkeyPatc
         assert epoch() == list(steps(plain, other, loader, lambda given: given, epochs=1))
 
 
+class _Told(nn.Linear):
+    """Reads the token that the environment says."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens[:, int(os.environ["FROSTLINE_TEST_TOKEN"])])
+
+
+def test_other_tokens_than_an_earlier_cut_has_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was made of poison is not recorded."""
+    monkeypatch.setenv("FROSTLINE_TEST_TOKEN", "0")
+    told = _Told(WIDTH, WIDTH)
+    model = _model(lambda m, h: m.head(m.told(h)), trains=("told", "head"), told=told)
+    loader = _loader(shuffle=False)
+
+    def outputs() -> list[Tensor]:
+        return [model(x).detach() for x, _ in fl.replay(model, loader)]
+
+    for _ in range(3):
+        outputs()
+    fl.freeze(model, "told")
+    batches = iter(fl.replay(model, loader))
+    model(next(batches)[0])
+    monkeypatch.setenv("FROSTLINE_TEST_TOKEN", "1")
+    x, _ = next(batches)
+    with pytest.raises(fl.ReplayError, match=r"read a part of what body returned"):
+        model(x)
+    del batches
+    for _ in range(3):
+        assert all(map(torch.equal, outputs(), [model(x) for x, _ in loader]))
+
+
+def test_an_earlier_cut_and_samples_that_are_nan() -> None:
+    """NaN that the samples bring is recorded."""
+
+    def with_nan() -> DataLoader[Any]:
+        loader = _loader()
+        loader.dataset.tensors[0][3] = float("nan")
+        return loader
+
+    def pooled() -> nn.Module:
+        pooler = _Pooler(reads_more=False)
+        return _model(lambda m, h: m.head(m.pooler(h)), trains=("pooler", "head"), pooler=pooler)
+
+    done = run(pooled, with_nan, _freezing_the_pooler, replayed=True)
+    assert done.counts == (10, 10, 0)
+
+
 def test_diverging_is_no_fault_of_replay() -> None:
     model, loader = _model(_first), _loader()
     optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from frostline.distributed import Parallel
 from frostline.errors import ConfigError
 from frostline.finetune.sources.extras import require
 
@@ -94,6 +95,15 @@ class Engine:
     def quiet(self, model: nn.Module, *, when: bool) -> AbstractContextManager[Any]:
         """In it gradients stay on their rank: before the last batch of a step."""
         return self._accelerator.no_sync(model) if when else nullcontext()
+
+    def align(self, model: nn.Module) -> None:
+        """Give all processes the main one's buffers: BatchNorm's, of the batches each has seen.
+
+        Args:
+            model: what :meth:`spread` gave, or a freezer's wrapper.
+        """
+        if isinstance(model, DistributedDataParallel):
+            Parallel(model).align()
 
     # Ranks in agreement; each call is made by all of them, or by none.
 

@@ -7,8 +7,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
-import torch
-
 from frostline.checkpoint import fingerprints
 from frostline.errors import ConfigError, FrozenChangedError, OutputError, ScheduleError
 from frostline.finetune import run_folder
@@ -30,6 +28,7 @@ from frostline.finetune.threads import threads
 from frostline.finetune.training import score, train
 from frostline.finetune.watcher import Silent, Watcher
 from frostline.freezing import Plan
+from frostline.replay.loading_views import generators_kept
 from frostline.schedules import load, to_yaml
 
 
@@ -148,7 +147,7 @@ def _resume(path: Path, config: FinetuneConfig, watcher: Watcher) -> Result:
 @contextmanager
 def surroundings(config: FinetuneConfig) -> Iterator[None]:
     """The caller's random state and threads are as before afterwards."""
-    with torch.random.fork_rng(devices=[]), threads(1 if config.model in BUILTIN else None):
+    with generators_kept(), threads(1 if config.model in BUILTIN else None):
         yield
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -84,17 +86,24 @@ def make_loader(
         dataset: the samples.
         collate: makes one batch of several.
         batches: which samples come together.
-        workers: processes that load; 0 for none.
+        workers: processes that load; 0 for none. New ones start with each epoch, and draw from
+            what the loader's ``generator`` was seeded with: those that stay would go on drawing.
     """
     return DataLoader(
         dataset,
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=workers,
-        persistent_workers=workers > 0,
         # A loader draws a seed when it starts: not from the generator that dropout draws from.
         generator=torch.Generator(),
     )
+
+
+def seed_generators(seed: int) -> None:
+    """Seed what samples and models draw from: torch, ``random`` and NumPy."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed & 0xFFFF_FFFF)  # it takes 32 bits
 
 
 def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:

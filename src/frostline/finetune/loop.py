@@ -11,13 +11,12 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from frostline.errors import ConfigError
 from frostline.finetune.engine import Engine
-from frostline.finetune.loading import epoch_seed
+from frostline.finetune.loading import epoch_seed, seed_generators
 
 Batch: TypeAlias = Any
 """A mapping, which is given as ``model(**batch)``, or a pair of inputs and targets."""
@@ -48,8 +47,8 @@ def train_epoch(
 ) -> tuple[float, int]:
     """Train once on every batch.
 
-    Seeds the global generator (dropout draws from it) from ``(seed, epoch)``, so an epoch does the
-    same whether the ones before it ran in this process or in another.
+    Seeds the global generators (dropout and random samples draw from them) from ``(seed, epoch)``,
+    so an epoch does the same whether the ones before it ran in this process or in another.
 
     Args:
         model: gives what is to be called; asked before each step, since a schedule may wrap it
@@ -68,7 +67,7 @@ def train_epoch(
     Raises:
         ConfigError: the loss is no longer finite.
     """
-    torch.manual_seed(epoch_seed(seed, epoch, engine.rank))
+    seed_generators(epoch_seed(seed, epoch, engine.rank))
     model().train()
     total, count, losses = 0.0, 0, list[float]()
     with stream_of(batches) as stream:
@@ -110,6 +109,7 @@ def model_inputs(batch: Batch) -> Any:
 def batch_size(batch: Batch) -> int:
     """How many samples a batch has.
 
+    >>> import torch
     >>> batch_size({"labels": torch.zeros(3)}), batch_size((torch.zeros(2, 8), torch.zeros(2)))
     (3, 2)
     """

@@ -51,7 +51,7 @@ class Setup:
         model: the model, frozen according to the plan, on the device.
         train: loads the samples to train on.
         held_out: loads the others.
-        batches: decides the order of ``train``; its ``epoch`` is set before each.
+        batches: decides the order of ``train``; its ``epoch`` is set by :meth:`begin_epoch`.
         frozen: the handle of the plan's freeze.
         make_optimizer: makes the configured optimizer for a model's trainable parameters.
         optimizer: the one for ``model``.
@@ -66,6 +66,17 @@ class Setup:
     frozen: Frozen
     make_optimizer: Callable[[nn.Module], Optimizer]
     optimizer: Optimizer
+
+    def begin_epoch(self, seed: int, epoch: int) -> None:
+        """Have the loaders give what they give in this epoch, whatever they have given before.
+
+        Args:
+            seed: the run's seed.
+            epoch: number of the epoch, from 1.
+        """
+        self.batches.epoch = epoch
+        for loader in (self.train, self.held_out):
+            loader.generator.manual_seed(epoch_seed(seed, epoch, self.engine.rank))
 
 
 def open_job(config: FinetuneConfig, note: Callable[[str], object]) -> tuple[Sources, Engine]:

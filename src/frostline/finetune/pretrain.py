@@ -29,6 +29,7 @@ from frostline.finetune.loading import Batches, make_loader
 from frostline.finetune.networks import DigitsCNN
 from frostline.finetune.threads import threads
 from frostline.proof import fingerprint
+from frostline.replay.loading_views import generators_kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,7 @@ def cache_key(recipe: Recipe) -> str:
 def _train(recipe: Recipe) -> DigitsCNN:
     task = load_digits_task(recipe.digits, seed=recipe.seed)
     engine = Engine()
-    with torch.random.fork_rng(devices=[]), threads(1):
+    with generators_kept(), threads(1):
         torch.manual_seed(recipe.seed)
         model = DigitsCNN(len(recipe.digits)).to(engine.device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr)

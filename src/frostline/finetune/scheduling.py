@@ -68,7 +68,8 @@ def start_freezer(
             schedule,
             "ddp" if setup.engine.ranks > 1 else None,
             total_steps=config.epochs * steps,
-            steps_per_epoch=steps,
+            # A gradient scaler leaves steps out: how many an epoch has is known when it has ended.
+            steps_per_epoch=None if config.mixed_precision == "fp16" else steps,
             fixed=where(lambda name, parameter: name in fixed) if fixed else None,
         )
     except ScheduleError as error:

@@ -17,6 +17,7 @@ from frostline.units import format_number_of
 def score(job: Job) -> Scores:
     """How good the model is now on the held-out samples."""
     setup = job.setup
+    setup.engine.align(job.model_to_call())
     return evaluate(
         setup.model,
         job.replaying.feed(setup.held_out),
@@ -73,7 +74,7 @@ def _train_epoch(run: Run, epoch: int) -> float:
         job.watcher.step(loss)
         run.obey()
 
-    job.setup.batches.epoch = epoch
+    job.setup.begin_epoch(job.config.seed, epoch)
     total, count = train_epoch(
         job.model_to_call,
         job.stepping,

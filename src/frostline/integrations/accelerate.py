@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors.torch import load_model
@@ -21,7 +22,11 @@ from frostline.freezing import Frozen
 from frostline.integrations.records import record_of, refuse_other_freeze
 from frostline.replay import Replay
 
-_FILE = "frostline.pt"
+_SHARDED = ("FSDP", "DEEPSPEED")
+"""Kinds of Accelerate's run whose parameters are spread over ranks."""
+
+_kept: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+"""Accelerator → how many freezes and schedules its states hold."""
 
 
 def prepare(accelerator: Any, *objects: Any) -> Any:
@@ -68,13 +73,16 @@ def keep_in_state(accelerator: Any, holder: Frozen | Freezer) -> None:
 
     Flags are in no checkpoint, and Accelerate restores an optimizer by position, so its groups
     must hold what they held before it does. A freezer goes on in the phase that was saved; a
-    freeze is compared with the saved one.
+    freeze is compared with the saved one. Several are told apart by their order: call this in the
+    same one where the state is loaded.
 
     Args:
         accelerator: an ``accelerate.Accelerator``.
         holder: what :func:`frostline.freeze` returned, or a ``fl.Freezer``, of a prepared model.
 
     Raises:
+        CheckpointError: (a ValueError) Accelerate shards the model (FSDP, DeepSpeed): it loads
+            weights and optimizers before any hook, and what is frozen is spread over ranks.
         PlanError, ScheduleError: (ValueErrors) from ``load_state``: another plan or schedule was
             saved, or what is frozen has other content.
         CheckpointError: (a ValueError) from ``load_state``: nothing of the kind was saved.
@@ -87,12 +95,23 @@ def keep_in_state(accelerator: Any, holder: Frozen | Freezer) -> None:
     >>> _ = accelerator.save_state("state")
     >>> accelerator.load_state("state")
     """
-    accelerator.register_save_state_pre_hook(partial(_save, accelerator, holder))
-    accelerator.register_load_state_pre_hook(partial(_load, holder))
+    kind = accelerator.distributed_type.name
+    if kind in _SHARDED:
+        raise CheckpointError(
+            f"keep_in_state can't save with distributed_type {kind}: there Accelerate loads"
+            " optimizers before what was frozen could be brought back. Leave it out: with a plan"
+            " freeze as before, before accelerator.load_state; with a schedule save"
+            " with torch.distributed.checkpoint instead (docs/fsdp.md says in which order to load)"
+        )
+    number = _kept.get(accelerator, 0)
+    _kept[accelerator] = number + 1
+    file = f"frostline{_ending(number)}.pt"
+    accelerator.register_save_state_pre_hook(partial(_save, accelerator, holder, file))
+    accelerator.register_load_state_pre_hook(partial(_load, holder, file))
 
 
 def _save(
-    accelerator: Any, holder: Frozen | Freezer, models: Any, weights: Any, folder: str
+    accelerator: Any, holder: Frozen | Freezer, file: str, models: Any, weights: Any, folder: str
 ) -> None:
     if not accelerator.is_main_process:
         return
@@ -102,14 +121,14 @@ def _save(
         state = holder.state_dict()
         # The values are Accelerate's to save; who was in which group is what it lacks.
         state["optimizer"] = {**state["optimizer"], "state": {}}
-    torch.save(state, Path(folder) / _FILE)
+    torch.save(state, Path(folder) / file)
 
 
-def _load(holder: Frozen | Freezer, models: list[nn.Module], folder: str) -> None:
-    path = Path(folder) / _FILE
+def _load(holder: Frozen | Freezer, file: str, models: list[nn.Module], folder: str) -> None:
+    path = Path(folder) / file
     if not path.exists():
         raise CheckpointError(
-            f"{folder} was saved without the freeze (it has no {_FILE}): call"
+            f"{folder} was saved without the freeze (it has no {file}): call"
             " keep_in_state(accelerator, frozen) before accelerator.save_state, or load the"
             " weights alone"
         )
@@ -120,12 +139,17 @@ def _load(holder: Frozen | Freezer, models: list[nn.Module], folder: str) -> Non
             " go on as in the run that was saved"
         )
     for index, model in enumerate(models):
-        _load_weights(model, Path(folder), f"_{index}" if index else "")
+        _load_weights(model, Path(folder), _ending(index))
     models.clear()  # by Accelerate's own rule: what a hook has loaded is not loaded again
     if isinstance(holder, Freezer):
         holder.load_state_dict(state)
     else:
         refuse_other_freeze(state["freeze"], record_of(holder))
+
+
+def _ending(number: int) -> str:
+    """How Accelerate tells files of one kind apart."""
+    return f"_{number}" if number else ""
 
 
 def _load_weights(model: nn.Module, folder: Path, ending: str) -> None:

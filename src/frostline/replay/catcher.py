@@ -37,6 +37,7 @@ class Catcher:
         self._is_inside = False
         self._entries: set[str] = set()
         self._was_entered = False
+        self._times_open = 0
         self._stand_ins = StandIns(self._handle)
         self._modules: dict[str, nn.Module] | None = None
 
@@ -45,15 +46,23 @@ class Catcher:
         """Catch calls while this is open: of the modules named, and of those that loops call.
 
         Which these are is found out by catching all, until one is called; and again after a batch
-        in which none of them was.
+        in which none of them was. Several batches may be open at a time, and be closed in any
+        order.
         """
-        self._was_entered = False
-        with self._stand_ins:
+        if not self._times_open:
+            self._was_entered = False
+        self._times_open += 1
+        try:
             self.cover({*self._entries, *names} if self._entries else None)
-            try:
-                yield
-            finally:
-                self._maker, self._is_inside = None, False
+            yield
+        finally:
+            self._times_open -= 1
+            if not self._times_open:
+                self._close()
+
+    def _close(self) -> None:
+        self._stand_ins.close()
+        self._maker, self._is_inside = None, False
         if not self._was_entered:
             self._entries.clear()
 

@@ -13,8 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from frostline.replay.deep import DEEPEST, FUNCTIONS, MOST_ITEMS, PLAIN, deep_mark
-
-_version = operator.attrgetter("_version")
+from frostline.replay.versions import marks_of
 
 
 class Contents:
@@ -49,7 +48,7 @@ class Contents:
         self._sizes = self._count()
         self._keys = list(chain.from_iterable(self._dicts))
         self._items = list(self._held())
-        self._versions = list(map(_version, self._tensors))
+        self._versions = marks_of(self._tensors)
 
     def are_as_before(self) -> bool:
         """Whether nothing has changed."""
@@ -59,7 +58,7 @@ class Contents:
             and all(map(operator.is_, self._held(), self._items))
             and list(map(type, self._objects)) == self._classes
             and all(map(operator.is_, map(vars, self._objects), self._object_dicts))
-            and list(map(_version, self._tensors)) == self._versions
+            and marks_of(self._tensors) == self._versions
             and all(held == copy for held, copy in self._sets)
             and all(deep_mark(value) == mark for value, mark in self._marked)
         )

@@ -12,6 +12,7 @@ import xxhash
 from torch import Tensor, nn
 
 from frostline.proof import fingerprint
+from frostline.replay.versions import marks_of
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
@@ -35,7 +36,7 @@ def deep_mark(value: Any, depth: int = 0) -> Any:
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, Tensor):
-        return id(value), value._version
+        return id(value), *marks_of([value])
     if isinstance(value, np.ndarray):
         return id(value), xxhash.xxh3_64_intdigest(np.ascontiguousarray(value).tobytes())
     items = None if depth > DEEPEST else _items(value)

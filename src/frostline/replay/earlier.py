@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from frostline.replay.catcher import Catcher
+from frostline.replay.frame import Frame
 from frostline.replay.graph import Graph
 from frostline.replay.parts import partial_reads
 from frostline.replay.plan import Plan
+from frostline.replay.runner import TopLevel, try_frame
 from frostline.replay.windows import Box, box_of
 
 
@@ -32,6 +35,33 @@ def has_all_reads(plan: Plan, graph: Graph) -> bool:
             if layout.part is not None and not _holds(layout.part, read):
                 return False
     return True
+
+
+def read_too_little(
+    earlier: Plan | None,
+    plan: Plan,
+    call: TopLevel,
+    ids: tuple[int, ...],
+    frame: Frame,
+    catcher: Catcher,
+) -> bool:
+    """Whether a pass that was recorded from an earlier cut's parts read what these do not hold.
+
+    Frozen modules give NaN by themselves, too. So what is to be kept is computed once more, for
+    trial, from the inputs.
+
+    Args:
+        earlier: that cut, if there was any.
+        plan: the cut that was recorded.
+        call: the call.
+        ids: the samples.
+        frame: what was recorded; nothing is kept of it yet.
+        catcher: catches the calls of planned modules.
+    """
+    if earlier is None or not earlier.keeps_parts or not frame.keeps_nan():
+        return False
+    _, computed = try_frame(plan, call, ids, "prefix", catcher)
+    return not computed.keeps_nan()
 
 
 def _holds(part: Box, read: Box | None) -> bool:

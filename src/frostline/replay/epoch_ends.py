@@ -47,7 +47,7 @@ class EpochEnds:
     def wait(self) -> None:
         """Wait until all ranks have said so, if this one has."""
         awaited, self._awaited = self._awaited, []
-        if not awaited:
+        if not awaited or not has_peers():  # the group may be gone by now
             return
         try:
             _store().wait(awaited, _PATIENCE)

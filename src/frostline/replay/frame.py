@@ -202,6 +202,14 @@ class Frame:
             raise Enough
         return output
 
+    def keeps_nan(self) -> bool:
+        """Whether what would be kept holds NaN."""
+        return any(
+            holds_nan(station.layouts[position].kept_of(tensors[position]))
+            for station, _, _, tensors in self.seen
+            for position in (*station.cut_results, *station.whole_results)
+        )
+
     def commit(self) -> None:
         """Keep what was recorded; only now, so that a pass that fails halfway leaves nothing."""
         if self.irregular is not None:

@@ -182,6 +182,10 @@ class KindTable:
                 return plan
         return None
 
+    def forget_earlier(self) -> None:
+        """What earlier cuts kept is not enough for those of now."""
+        self._earlier.clear()
+
     # Weights.
 
     def rewritten(self, *, quick: bool = False) -> str | None:

@@ -18,6 +18,7 @@ from frostline.replay.liveness import Exclusions
 from frostline.replay.plan import NotPerSample, Plan
 from frostline.replay.regroup import Recorded
 from frostline.replay.runner import TopLevel
+from frostline.replay.sharded_blocks import blocks_of
 from frostline.replay.slots import OF_EVERY_MODULE, OF_SHARDING
 from frostline.replay.store import Store
 from frostline.replay.weights import Weights
@@ -126,7 +127,9 @@ class Kind:
 
 def trace_kind(call: TopLevel, *, rounding: bool, keep_as: torch.dtype | None = None) -> Kind:
     """Look at a kind of pass for the first time, for trial; nothing is cut yet."""
-    exclusions = Exclusions(accepts_rounding=rounding, keep_as=keep_as)
+    # A rank that finds that a part was too small can't compute anew without the others.
+    keeps_whole = bool(blocks_of(call.model))
+    exclusions = Exclusions(accepts_rounding=rounding, keep_as=keep_as, keeps_whole=keeps_whole)
     try:
         graph = call.traced()
         for traced in graph.calls:

@@ -85,6 +85,10 @@ class Layout:
         part = self.part
         return self.shape if part is None else tuple(end - first for first, end in part)
 
+    def kept_of(self, tensor: Tensor) -> Tensor:
+        """What is kept of a tensor of this form."""
+        return tensor if self.part is None else tensor[_slices(self.part)]
+
     def only(self, part: Box | None) -> Layout:
         """The same, of which this part alone is kept, where each sample has the same part.
 
@@ -119,7 +123,7 @@ class Layout:
         Raises:
             ReplayError: a value is too large for the dtype in which it is to be kept.
         """
-        tensor = tensor if self.part is None else tensor[_slices(self.part)]
+        tensor = self.kept_of(tensor)
         cpu = tensor.detach().cpu().resolve_conj().resolve_neg()
         if self.kept_as is not None:
             cpu = _narrowed(cpu, self.kept_as)

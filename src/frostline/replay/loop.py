@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -105,9 +106,10 @@ def replay(
         "keep_as": keep_as,
     }
     held: _Held = vars(model).setdefault("_frostline_replays", _Held())
-    for known in held:
+    for position, known in enumerate(held):
         if known.serves(loader, options):
-            return known
+            held[position] = given = known.beside(loader)
+            return given
     made = Replay(model, loader, options)
     made.replayer.passes.share(held.open)
     held[:] = [*held[-_REMEMBERED:], made]
@@ -170,12 +172,23 @@ class Replay:
         """Whether this is for that loader, or for another one of the same data set."""
         if options != self._options:
             return False
+        dataset = getattr(loader, "dataset", None)
+        return loader is self.loader or dataset is self.loader.dataset
+
+    def beside(self, loader: DataLoader[Any]) -> Replay:
+        """The same for a loader's batches: what is recorded serves both, and both may be looped.
+
+        Args:
+            loader: of the same data set.
+
+        Raises:
+            ReplayError: (a RuntimeError) its samples can't be told apart by number.
+        """
         if loader is self.loader:
-            return True
-        if getattr(loader, "dataset", None) is not self.loader.dataset:
-            return False
-        self.over(loader)
-        return True
+            return self
+        other = copy.copy(self)
+        other.over(loader)
+        return other
 
     def over(self, loader: DataLoader[Any]) -> None:
         """Give another loader's batches from now on; what was recorded serves on.
@@ -207,9 +220,11 @@ class Replay:
         if self._ends is not None:
             self._ends.wait()
         # Not in the generator: the loader draws a seed when it is started, and that is now.
-        return self._batches(iter(self._indexed))
+        return self._batches(self._indexed, iter(self._indexed))
 
-    def _batches(self, batches: Iterator[LoadedBatch]) -> Generator[Any, None, None]:
+    def _batches(
+        self, indexed: IndexedLoader, batches: Iterator[LoadedBatch]
+    ) -> Generator[Any, None, None]:
         is_first = True
         while True:
             before = None if is_first or not self._skips else _randomness()
@@ -222,23 +237,25 @@ class Replay:
                     " would keep from the rest of the loop; use workers"
                 )
             is_first = False
-            yield from self._opened(loaded)
-        self._end_of_epoch()
+            yield from self._opened(indexed, loaded)
+        self._end_of_epoch(indexed)
 
-    def _opened(self, loaded: LoadedBatch) -> Iterator[Any]:
+    def _opened(self, indexed: IndexedLoader, loaded: LoadedBatch) -> Iterator[Any]:
         """Yield one batch, with the model replayed on it until the loop wants the next."""
         ids, batch = loaded.ids, loaded.batch
         is_poisoned = batch is None
         if is_poisoned:
-            batch = self._memory.assemble(ids)
+            # Beside another batch none is poisoned: on other devices placeholders look alike.
+            is_beside = self.replayer.passes.has_open_batch
+            batch = None if is_beside else self._memory.assemble(ids)
             if batch is None:
-                is_poisoned, batch = False, self._indexed.load(ids)
+                is_poisoned, batch = False, indexed.load(ids)
         elif self._skips and self._why_not is None:
             self._learn(ids, batch)
         fields = Fields(
             batch,
             is_poisoned=is_poisoned,
-            load=lambda: self._indexed.load(ids),
+            load=lambda: indexed.load(ids),
         )
         with self.replayer.passes.batch(ids, fields):
             yield batch
@@ -268,9 +285,9 @@ class Replay:
             self._why_not = f"the field {path!r} of a sample is not the same in every batch"
         self._memory.learn(ids, batch, unneeded)
 
-    def _end_of_epoch(self) -> None:
+    def _end_of_epoch(self, indexed: IndexedLoader) -> None:
         self.replayer.passes.end_epoch()
-        if self._ends is not None and is_dealt(self._indexed.loader):
+        if self._ends is not None and is_dealt(indexed.loader):
             self._ends.reach()
         if not self._is_evicted and self.replayer.stats.replayed:
             self.replayer.passes.evict()

@@ -10,7 +10,7 @@ from frostline.proof.traceless import Snapshot
 from frostline.replay.audits import Audits
 from frostline.replay.captured import Captured
 from frostline.replay.catcher import Catcher
-from frostline.replay.earlier import has_all_reads
+from frostline.replay.earlier import has_all_reads, read_too_little
 from frostline.replay.first_pass import first_pass, take_times
 from frostline.replay.frame import Frame, Irregular, Unknown
 from frostline.replay.in_step import InStep, Way
@@ -165,7 +165,7 @@ class Making:
         batch = self._to_be_mixed(kind, plan, call, ids)
         earlier = self._earlier(kind, call, ids)
         output, frame = run_frame(plan, call, ids, "record", self._catcher, earlier=earlier)
-        self._keep(kind, frame, ids)
+        self._keep_deeper(kind, call, ids, frame, earlier)
         if batch is not None and frame.irregular is None:
             self._mix(kind, batch)
         return output
@@ -224,6 +224,16 @@ class Making:
         kind.known.update(ids)
         kind.groupings.add(ids)
 
+    def _keep_deeper(
+        self, kind: Kind, call: TopLevel, ids: tuple[int, ...], frame: Frame, earlier: Plan | None
+    ) -> None:
+        """Keep what was recorded, perhaps from what an earlier cut has kept."""
+        if read_too_little(earlier, frame.plan, call, ids, frame, self._catcher):
+            assert earlier is not None
+            self._table.forget_earlier()
+            raise ReplayError(explained(earlier))
+        self._keep(kind, frame, ids)
+
     def _stray(self, kind: Kind, why: str) -> None:
         kind.strays += 1
         if kind.strays >= 3 and kind.strays > kind.replayed:
@@ -243,7 +253,7 @@ class Making:
             self._stray(kind, irregular.why)
             return self.plainly(call)
         if frame.mode == "record":
-            self._keep(kind, frame, ids)
+            self._keep_deeper(kind, call, ids, frame, earlier)
             self.has_changed |= was_known
         elif reads_poison(plan, call, ids, output, self._catcher):
             self._refuse_parts(kind, plan, call, ids)

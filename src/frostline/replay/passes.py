@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -33,6 +33,11 @@ _NOT_CALLED = (
     "the model has not been called for the samples that were named. If a compiled copy of it was,"
     " compile only what trains (model.head.compile()), and call the model itself"
 )
+
+
+class _Batch(NamedTuple):
+    ids: tuple[int, ...]
+    fields: Fields
 
 
 class Passes:
@@ -62,8 +67,10 @@ class Passes:
         self._catcher = Catcher(model, self)
         self._making = Making(self.table, store, self._catcher, audits)
         self._readiness = Readiness(audits)
+        # The batch that calls are made for, and all that are open, the newest last.
         self._ids: tuple[int, ...] = ()
         self._fields = Fields()
+        self._batches: list[_Batch] = []
         # Modules that were called with the loader's own fields: a call of theirs with something
         # else is not of its batch.
         self._strict: set[str] = set()
@@ -118,6 +125,11 @@ class Passes:
             return False  # ranks go in step, and each looks at what it brings
         return is_usual and self._readiness.is_ready(ids)
 
+    @property
+    def has_open_batch(self) -> bool:
+        """Whether a batch of the model is open, of these passes or of others beside."""
+        return bool(self._open)
+
     def evict(self) -> None:
         """Take the tensors of replayed modules out of memory until they are needed."""
         plans = [plan for plan in self.table.plans if plan.proofs]
@@ -137,7 +149,11 @@ class Passes:
 
     @contextmanager
     def batch(self, ids: tuple[int, ...], fields: Fields | None = None) -> Iterator[None]:
-        """Take top-level calls to be made for these samples while this is open."""
+        """Take top-level calls to be made for these samples while this is open.
+
+        Several may be open, and end in any order (nested loops, ``zip``): a call is for the one
+        of which it takes a field, else for the newest.
+        """
         if not self._round.isdisjoint(ids):
             self._round.clear()
             self._forget_rewritten()
@@ -147,20 +163,21 @@ class Passes:
         if self.table.unsuitable is not None:
             yield
             return
-        self._ids, self._fields = ids, fields or Fields()
-        self._making.has_changed = False
+        mine = self._ids, self._fields = _Batch(ids, fields or Fields())
         names = {name for plan in self.table.plans for name in plan.names}
         try:
-            self._open.append(self._fields)
+            self._batches.append(mine)
+            self._open.append(mine.fields)
             with self._catcher.open(names):
                 yield
         finally:
-            self._open.remove(self._fields)
+            self._batches = [other for other in self._batches if other.fields is not mine.fields]
+            self._open.remove(mine.fields)
             self._was_called = self._was_called or self._catcher.was_entered
             self._notice_augmentation()
             self._readiness.end_batch(is_usual=len(ids) == self._size)
             self._last_of_size[len(ids)] = ids
-            self._ids, self._fields = (), Fields()
+            self._ids, self._fields = self._batches[-1] if self._batches else _Batch((), Fields())
 
     def end_epoch(self) -> None:
         """A round through the data is over, and nobody else has had the model meanwhile.
@@ -200,6 +217,7 @@ class Passes:
         self._changed = self._changed + 1 if self._making.has_changed else 0
         if self._making.has_changed:
             self._readiness.is_off = True  # samples do not come the same way twice
+        self._making.has_changed = False
         if self._changed >= _CHANGED_BATCHES and not self.counts["replayed"]:
             self.table.given_up = (
                 "the inputs of known samples differ from epoch to epoch: random augmentation, or"
@@ -231,6 +249,8 @@ class Passes:
             return call.run()
         if self._steps is None and self.table.is_sharded:
             self._steps = InStep(self._model)
+        if len(self._batches) > 1:
+            self._turn_to_batch_of(call)
         is_of_batch = self._fields.are_in(call)
         is_beside = not is_of_batch and any(other.are_in(call) for other in self._open)
         is_another = name in self._strict and not is_of_batch  # an evaluation
@@ -245,6 +265,11 @@ class Passes:
             output = self._made(call, lacks=lacks)
         self._fields.note_output(output)
         return output
+
+    def _turn_to_batch_of(self, call: TopLevel) -> None:
+        newest_first = self._batches[::-1]
+        its_own = (batch for batch in newest_first if batch.fields.are_in(call))
+        self._ids, self._fields = next(its_own, newest_first[0])
 
     def _in_step(self, call: TopLevel, *, is_of_batch: bool) -> Any:
         """Make a call of a sharded model: in the same way on all ranks."""

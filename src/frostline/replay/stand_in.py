@@ -137,6 +137,10 @@ class StandIns:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave all modules as they were."""
         for stand_in in reversed(self._placed.values()):
             stand_in.put_back()
         self._placed.clear()

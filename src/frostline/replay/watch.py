@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from frostline.replay.deep import deep_mark
 from frostline.replay.hooks import foreign_hooks
 from frostline.replay.slots import NOT_LOOKED_AT, OF_SHARDING, Slots
 from frostline.replay.stand_in import StandIn
+from frostline.replay.versions import marks_of
 from frostline.shards import Place, sharded_parameters
 
 
@@ -34,7 +36,7 @@ class Mark(NamedTuple):
     """Tells tensors in plain attributes apart."""
 
     identity: int
-    version: int
+    version: Hashable
 
 
 class State(NamedTuple):
@@ -98,7 +100,7 @@ def look(model: nn.Module) -> State:
             if kind in _PLAIN:
                 settings.append(Setting(owner, key, value))
             elif isinstance(value, Tensor):
-                settings.append(Setting(owner, key, Mark(id(value), value._version)))
+                settings.append(Setting(owner, key, Mark(id(value), *marks_of([value]))))
             elif kind in _COLLECTIONS:
                 settings.append(Setting(owner, key, deep_mark(value)))
             elif isinstance(value, nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Hashable
 
 from torch import Tensor
@@ -10,16 +9,16 @@ from torch import Tensor
 from frostline.proof import fingerprint
 from frostline.proof.fingerprint import quick_key
 from frostline.replay.sharded_blocks import over_ranks
+from frostline.replay.versions import versions_of
 from frostline.shards import local_part
-
-_version = operator.attrgetter("_version")
 
 
 class Weights:
     """Tensors that must not change while what was computed with them is replayed.
 
     Their versions are compared before every pass, their content when a version moved or when
-    :meth:`check_content` is called: fused optimizers, ``.data`` and NumPy move no version.
+    :meth:`check_content` is called: fused optimizers, ``.data`` and NumPy move no version, and
+    inference tensors have none.
     """
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
@@ -65,4 +64,4 @@ class Weights:
         return list(map(Tensor.data_ptr, self._tensors.values()))
 
     def _look(self) -> tuple[list[int], list[int]]:
-        return list(map(_version, self._tensors.values())), self._where()
+        return versions_of(self._tensors.values()), self._where()

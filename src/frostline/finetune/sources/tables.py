@@ -19,6 +19,8 @@ _JSON = (".jsonl", ".ndjson", ".json")
 SUFFIXES = (".csv", ".tsv", *_JSON, ".parquet", ".txt")
 """The files that :func:`read_tables` reads."""
 
+_LEAST_BLOCK, _MOST_BLOCK = 2**20, 2**31 - 1  # bytes; Arrow's own block, and the most it can count
+
 
 def read_tables(source: str, files: Sequence[Path]) -> Raw:
     """Read files of one kind and the same columns.
@@ -109,7 +111,7 @@ def _read_csv(file: Path) -> Any:
         return reader.read_csv(
             file,
             # One thread: only then do errors have the number of the row.
-            read_options=reader.ReadOptions(use_threads=False),
+            read_options=reader.ReadOptions(use_threads=False, block_size=_block_size(file)),
             parse_options=reader.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=reader.ConvertOptions(
                 column_types=dict.fromkeys(header, pyarrow.string())
@@ -124,8 +126,20 @@ def _read_csv(file: Path) -> Any:
 
 def _read_json(file: Path) -> Any:
     pyarrow, reader = (require(name, reason="JSON lines") for name in ("pyarrow", "pyarrow.json"))
+
+    def read(schema: Any = None) -> Any:
+        return reader.read_json(
+            file,
+            read_options=reader.ReadOptions(block_size=_block_size(file)),
+            parse_options=reader.ParseOptions(newlines_in_values=False, explicit_schema=schema),
+        )
+
     try:
-        return reader.read_json(file, parse_options=reader.ParseOptions(newlines_in_values=False))
+        table = read()
+        # Arrow makes times of texts that look like dates, which would come back as other texts.
+        fields = [(field.name, _without_times(field.type)) for field in table.schema]
+        schema = pyarrow.schema(fields)
+        return table if schema.types == table.schema.types else read(schema)
     except pyarrow.ArrowInvalid as error:
         # Arrow counts rows within a block; the line is found by reading again.
         _check_lines(file)
@@ -133,6 +147,23 @@ def _read_json(file: Path) -> Any:
             f"{file} is damaged: {_first_line(error)}; every line must hold the same fields with"
             " values of the same type"
         ) from error
+
+
+def _without_times(kind: Any) -> Any:
+    """An Arrow type with text in the place of times, also inside lists and structures."""
+    pyarrow = require("pyarrow", reason="JSON lines")
+    if pyarrow.types.is_timestamp(kind):
+        return pyarrow.string()
+    if pyarrow.types.is_list(kind):
+        return pyarrow.list_(_without_times(kind.value_type))
+    if pyarrow.types.is_struct(kind):
+        return pyarrow.struct([(field.name, _without_times(field.type)) for field in kind])
+    return kind
+
+
+def _block_size(file: Path) -> int:
+    """Bytes that Arrow reads at once: the file, since it refuses a row longer than a block."""
+    return min(max(_LEAST_BLOCK, file.stat().st_size), _MOST_BLOCK)
 
 
 def _check_lines(file: Path) -> None:
