@@ -140,6 +140,13 @@ def _leaves(m: Any, h: Tensor) -> Tensor:
     return m.head(h[:, 0])
 
 
+class _IsTold(nn.Module):
+    """Reads one token or another, as its caller says."""
+
+    def forward(self, tokens: Tensor, weight: Tensor, *, second: bool) -> Tensor:
+        return functional.linear(tokens[:, 1] if second else tokens[:, 0], weight)
+
+
 def _number(bias: Tensor) -> int:
     """A token's place that hangs on the content of a tensor."""
     return int(bias.detach().argmax().item())
@@ -169,6 +176,10 @@ _WHOLE: dict[str, tuple[Way, dict[str, nn.Module]]] = {
     "by a yes or no from below": (
         lambda m, h: m.head(h[:, m.asks(m.head.bias.detach())["is_so"] + 0]),
         {"asks": _Asks(answers=True)},
+    ),
+    "by a yes or no handed on": (
+        lambda m, h: m.told(h, m.head.weight, second=_yes_or_no(m.head.bias)) + m.head.bias,
+        {"told": _IsTold()},
     ),
     "by hand backwards": (lambda m, h: _Own.apply(h, m.head.weight), {}),
     "twice in one memory": (lambda m, h: m.head(m.twice(h)[1][:, 0]), {"twice": _Twice()}),
@@ -213,6 +224,33 @@ def test_all_is_kept(name: str) -> None:
     assert _kept(_model(read, **modules)) >= WHOLE - WIDTH * FLOATS
     done = both(lambda: _model(read, **modules), _loader)
     assert done.counts[1] >= 5
+
+
+def test_all_is_kept_where_nan_could_not_show() -> None:
+    assert _parts(_model(lambda m, h: m.head(h[:, 0]).argmax(-1))) == [None]
+
+
+class _Scores:
+    """What a model may return: a plain object."""
+
+    def __init__(self, scores: Tensor) -> None:
+        self.scores = scores
+
+
+def test_nan_in_an_object_is_seen() -> None:
+    place = [0]
+    model = _model(lambda m, h: _Scores(m.head(h[:, place[0]])))
+    loader = _loader(shuffle=False)
+
+    def epoch() -> None:
+        for x, _y in fl.replay(model, loader):
+            assert not model(x).scores.isnan().any()
+
+    epoch()
+    epoch()
+    place[0] = 1
+    with pytest.raises(fl.ReplayError, match="read a part of what body returned"):
+        epoch()
 
 
 def test_what_the_loop_gets_is_whole() -> None:

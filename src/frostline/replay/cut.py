@@ -6,32 +6,36 @@ the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from frostline.replay.graph import Call, Graph, Place
+from frostline.replay.branches import first_answer
+from frostline.replay.graph import FROM_OUTSIDE, Call, Graph, Place
 from frostline.replay.liveness import FROM_TRAINABLE, Exclusions, Liveness
 from frostline.replay.parts import part_of, partial_reads
 from frostline.replay.windows import Box, Window
 
-Kind = Literal["constant", "content", "call", "blind"]
+Kind = Literal["constant", "chosen", "content", "call", "blind"]
 
 
 class Source(NamedTuple):
     """Where an argument of a planned call comes from.
 
     Attributes:
-        kind: ``constant`` from the model alone; ``content`` from the batch or from what is kept,
-            so it is there in a replay and can be checked; ``call`` straight from another planned
-            call; ``blind`` from a skipped call by operations between modules.
+        kind: ``constant`` from the model alone; ``chosen`` the same, where content may have decided
+            which; ``content`` from the batch or from what is kept, so it is there in a replay and
+            can be checked; ``call`` straight from another planned call; ``blind`` from a skipped
+            call by operations between modules.
         call: for ``call``, the index of that call in the graph.
         results: which of its results; several, where they are views of one piece of memory.
+        is_exact: whether it must be that very tensor, as content may have decided what it is.
     """
 
     kind: Kind
     call: int = -1
     results: tuple[int, ...] = ()
+    is_exact: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,6 +52,8 @@ class PlannedCall:
         written: results into which code between modules writes.
         varies: for each result whether it depends on the batch.
         mutates: whether it writes into an argument and gives it back.
+        is_chosen: whether content may have decided what it is given, so that this is looked at
+            in every replay.
         can_rerun: whether all its arguments are there in a replay, so that it can be made.
         after_live: whether something live has run before it.
     """
@@ -61,6 +67,7 @@ class PlannedCall:
     written: frozenset[int]
     varies: tuple[bool, ...]
     mutates: bool
+    is_chosen: bool
     can_rerun: bool
     after_live: bool
 
@@ -114,6 +121,13 @@ class _Analysis:
         self._made_by = self._liveness.made_by
         self._owner: dict[int, int] = {}
         self._planned = self._maximal()
+        self._answer = first_answer(graph, self._inside, self._liveness.constant)
+        self._looked_at = self._between(
+            value
+            for index in self._planned
+            for place, value in enumerate(graph.calls[index].arguments)
+            if self._is_chosen(index, place)
+        )
         self._reads = (
             {}
             if exclusions.keeps_whole
@@ -189,7 +203,7 @@ class _Analysis:
     def _needed(self) -> set[int]:
         """Values that live code, or the caller, uses, straight or by operations between modules."""
         graph = self._graph
-        waiting = [*graph.results]
+        waiting = [*graph.results, *self._looked_at]
         inputs = set(graph.inputs)
         for number, operation in enumerate(graph.operations):
             if number in self._liveness.live_operations:
@@ -203,22 +217,46 @@ class _Analysis:
             parent = None if call.parent is None else graph.calls[call.parent]
             if parent is not None and parent.effect is not None:
                 waiting += call.results  # it may leave them somewhere
-        needed: set[int] = set()
+        return self._between(waiting)
+
+    def _between(self, values: Iterable[int]) -> set[int]:
+        """The values, and those of which operations between modules have computed them."""
+        waiting, found = [*values], set[int]()
         while waiting:
             value = waiting.pop()
-            if value in needed:
+            if value in found:
                 continue
-            needed.add(value)
+            found.add(value)
             made_by = self._made_by.get(value)
             if made_by is not None and made_by not in self._owner:
-                operation = graph.operations[made_by]
+                operation = self._graph.operations[made_by]
                 waiting += [*operation.reads, *operation.overwrites]
-        return needed
+        return found
+
+    def _is_chosen(self, index: int, place: int) -> bool:
+        """Whether content may have decided what an argument is, so that it has to be looked at.
+
+        Where it is the very tensor that another planned call returned, or that was in the batch,
+        that it is the same one is enough.
+        """
+        follows = self._graph.calls[index].first_operation >= self._answer
+        return follows and not self._exact_results(index, place)
+
+    def _exact_results(self, index: int, place: int) -> tuple[int, ...]:
+        """Which results of a planned call an argument is, the tensor itself and no view of it.
+
+        Or which of the inputs.
+        """
+        call = self._graph.calls[index]
+        made_by = self._made_by.get(call.arguments[place])
+        owner = FROM_OUTSIDE if made_by is None else self._owner.get(made_by)
+        return tuple(position for by, position in call.returned_by[place] if by == owner)
 
     def _plan(self, index: int, kept: set[int], overwritten: set[int]) -> PlannedCall:
         call = self._graph.calls[index]
         places = range(len(call.results))
-        sources = tuple(self._source(value, kept) for value in call.arguments)
+        arguments = range(len(call.arguments))
+        sources = tuple(self._source(index, place, kept) for place in arguments)
         return PlannedCall(
             index=index,
             call=call,
@@ -234,6 +272,7 @@ class _Analysis:
             mutates=any(
                 call.handed[p] is not None and self._handed(index, p) is None for p in places
             ),
+            is_chosen=any(self._is_chosen(index, place) for place in arguments),
             can_rerun=all(self._is_there(source, kept) for source in sources),
             after_live=any(
                 number < call.first_operation for number in self._liveness.live_operations
@@ -241,7 +280,7 @@ class _Analysis:
         )
 
     def _part(self, value: int, whole: Window | None) -> Box | None:
-        return part_of(self._reads.get(value, ()), whole)
+        return None if value in self._looked_at else part_of(self._reads.get(value, ()), whole)
 
     def _handed(self, index: int, position: int) -> int | None:
         """Which argument a result is; none if the call wrote into it before it gave it back."""
@@ -259,15 +298,24 @@ class _Analysis:
             return is_whole and call.results[position] in kept
         return source.kind != "blind"
 
-    def _source(self, value: int, kept: set[int]) -> Source:
-        if value in self._liveness.constant:
+    def _source(self, index: int, place: int, kept: set[int]) -> Source:
+        call = self._graph.calls[index]
+        value = call.arguments[place]
+        if self._is_chosen(index, place):
+            # What it was computed from is kept, so that it is there.
+            return Source("chosen" if value in self._liveness.constant else "content")
+        follows = call.first_operation >= self._answer
+        if value in self._liveness.constant and not follows:
             return Source("constant")
-        made_by = self._made_by.get(value)
-        if made_by is not None and made_by in self._owner:
-            owner = self._owner[made_by]
+        owner = self._owner.get(self._made_by.get(value, -1))
+        if owner is not None and follows:
+            return Source("call", owner, self._exact_results(index, place), is_exact=True)
+        if owner is not None:
             results = self._graph.calls[owner].results
             return Source("call", owner, tuple(p for p, v in enumerate(results) if v == value))
-        return Source("blind" if self._is_blind(value, kept) else "content")
+        kind: Kind = "blind" if self._is_blind(value, kept) else "content"
+        exact = self._exact_results(index, place) if follows else ()
+        return Source(kind, FROM_OUTSIDE, exact, is_exact=bool(exact))
 
     def _hidden_inputs(self) -> tuple[int, ...]:
         """Inputs that planned calls read though they are not among their arguments."""

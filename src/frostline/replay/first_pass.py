@@ -52,7 +52,7 @@ def first_pass(
     if plan.cut.hides:
         return None
     before = Snapshot(call.model, parameters=plan.graph.writes_model)
-    frame = Frame(plan, start_digests(plan, call, ids), "record")
+    frame = Frame(plan, start_digests(plan, call, ids), "record", inputs=call.given.tensors)
     supply = _Supply(plan, frame, outputs)
     catcher.cover(plan.names)
     catcher.direct(supply)

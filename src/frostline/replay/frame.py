@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from itertools import repeat
 from typing import Any, Literal, NamedTuple
@@ -13,14 +13,16 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from frostline.proof import fingerprint
 from frostline.replay.content import chained, digest_of, sample_digests
 from frostline.replay.cut import Source
-from frostline.replay.graph import Place
+from frostline.replay.graph import FROM_OUTSIDE, Place
 from frostline.replay.memory import address_of
 from frostline.replay.nest import Nest, open_nest
 from frostline.replay.plan import Plan, Station
 from frostline.replay.stand_in import Forward
 from frostline.replay.store import StoreDamaged
+from frostline.replay.versions import marks_of, versions_of
 
 Mode = Literal["replay", "try", "record", "capture", "prefix"]
 
@@ -65,7 +67,16 @@ class Irregular(BaseException):
 
 
 class Unknown(Irregular):
-    """A sample is not recorded at a planned call, after earlier calls were replayed."""
+    """A sample is not recorded at a planned call, after earlier calls were replayed.
+
+    Args:
+        why: what is told.
+        chosen: where content decided in another way than when the sample was recorded, if it did.
+    """
+
+    def __init__(self, why: str, chosen: Station | None = None) -> None:
+        super().__init__(why)
+        self.chosen = chosen
 
 
 class Enough(BaseException):
@@ -89,6 +100,7 @@ class Frame:
         remembered: the samples' digests at the planned calls, where their inputs are not there to
             be looked at.
         inner: makes what this one does not stand in for: a frame of an earlier cut.
+        inputs: the tensors that the top-level call is given.
     """
 
     def __init__(
@@ -99,6 +111,7 @@ class Frame:
         *,
         remembered: Sequence[Sequence[bytes]] | None = None,
         inner: Frame | None = None,
+        inputs: Sequence[Tensor] = (),
     ) -> None:
         self.mode: Mode = mode
         self.plan = plan
@@ -116,7 +129,10 @@ class Frame:
         self._next = 0
         self._lacks_some = False
         self._handed: dict[int, Sequence[Tensor]] = {}
+        self._versions: dict[int, list[int]] = {}
+        self._hold(FROM_OUTSIDE, inputs)
         self._is_inside = False
+        self._prints: dict[int, tuple[Tensor, Hashable, bytes]] = {}
 
     def call(self, name: str, module: nn.Module, forward: Forward, args: Any, kwargs: Any) -> Any:
         """Make one call of a module, or stand in for it."""
@@ -143,7 +159,9 @@ class Frame:
     def finish(self, output: Any) -> None:
         """The pass is over: see that no planned call is missing for which something stands in."""
         self._pass_over(len(self.plan.stations))
-        if self._lacks_some and self.replayed and holds_nan(output):
+        # What a replay does not fill is not the caller's to read.
+        tensors = open_nest(output, into_objects=not self.plan.cut.hides).tensors
+        if self._lacks_some and self.replayed and holds_nan(tensors):
             self._stray("another way was taken than when the pass was traced")
 
     def _pass_over(self, order: int) -> None:
@@ -169,8 +187,8 @@ class Frame:
                 self.replayed += station.planned.is_kept
                 return self._hand(station, found)
             if self.mode == "try":
-                raise Unknown("not all samples are known")
-            if not self._undecided and not station.planned.can_rerun:
+                raise Unknown("not all samples are known", self._chosen_before(station))
+            if not self._undecided and not self._can_rerun(station, given):
                 raise Unknown(f"{station.planned.call.place} got other inputs than recorded")
             if self._undecided:
                 self.mode = "record"
@@ -178,6 +196,17 @@ class Frame:
             raise Irregular("a sample is not known")
         run = partial(self._pass_on, station.name, module, forward, args, kwargs)
         return self._compute(station, digests, run)
+
+    def _chosen_before(self, station: Station) -> Station | None:
+        """Where content may have decided, if what comes before that was known."""
+        orders = [order for order in self.plan.chosen if order <= station.order]
+        return self.plan.stations[orders[-1]] if orders and self.replayed else None
+
+    def _can_rerun(self, station: Station, given: Nest) -> bool:
+        # Content may have decided for something else than when traced, of which nothing is kept.
+        return station.planned.can_rerun and not (
+            station.planned.is_chosen and holds_nan(given.tensors)
+        )
 
     def _compute(self, station: Station, digests: list[bytes], run: Callable[[], Any]) -> Any:
         self._is_inside = True
@@ -197,7 +226,7 @@ class Frame:
                 for tensor, kept in zip(tensors, station.planned.kept, strict=True)
             ]
             self.seen.append(Seen(station, digests, self._path_of(station), held))
-        self._handed[station.planned.index] = tensors
+        self._hold(station.planned.index, tensors)
         if self.mode == "prefix" and station.order == self.plan.last_kept:
             raise Enough
         return output
@@ -251,9 +280,14 @@ class Frame:
         """What a call depends on; None if it got something else than when it was traced."""
         before = [self._start]
         contents: list[Sequence[bytes]] = []
+        chosen: list[bytes] = []
         for source, tensor in zip(station.planned.sources, given.tensors, strict=True):
-            if source.kind == "content" and self._remembered is None:
+            if source.is_exact and not self._is_from(tensor, source):
+                return None
+            if source.kind == "content" and (self._remembered is None or station.planned.is_chosen):
                 contents.append(sample_digests(tensor, self.plan.samples))
+            elif source.kind == "chosen":
+                chosen.append(self._print_of(tensor))
             elif source.kind == "blind":
                 before.append(self._all)  # it may descend from any earlier call
             elif source.kind == "call":
@@ -261,17 +295,41 @@ class Frame:
                     return None
                 before.append(self._trails[source.call])
         columns = [column for trail in before for column in trail.columns]
-        path = station.path_to(given, [trail.path for trail in before])
+        path = station.path_to(given, [*(trail.path for trail in before), *chosen])
+        if station.planned.is_chosen:
+            self._note_given(station, contents, path)
         return _Trail(_distinct([*columns, *contents]), path)
+
+    def _note_given(self, station: Station, contents: list[Sequence[bytes]], path: bytes) -> None:
+        """What content has decided on is held against what was remembered of the samples."""
+        own = chained([path] * self.plan.samples, contents)
+        place = len(self.plan.stations) + self.plan.chosen.index(station.order)
+        if self._remembered is not None and list(self._remembered[place]) != own:
+            raise Irregular("content decided in another way than when the samples were recorded")
+        self.keys[place] = own
 
     def _is_from(self, tensor: Tensor, source: Source) -> bool:
         results = self._handed.get(source.call)
         if results is None:
             return False
         wanted = [results[position] for position in source.results]
-        if any(tensor is result for result in wanted):
-            return True
+        if source.is_exact:
+            versions = [self._versions[source.call][position] for position in source.results]
+            is_written = versions != versions_of(wanted)
+            return not is_written and any(tensor is result for result in wanted)
         return address_of(tensor) in map(address_of, wanted)
+
+    def _hold(self, call: int, tensors: Sequence[Tensor]) -> None:
+        self._handed[call] = tensors
+        self._versions[call] = versions_of(tensors)
+
+    def _print_of(self, tensor: Tensor) -> bytes:
+        """Digest of all of a tensor; many layers are given the same tables."""
+        mark = marks_of([tensor])[0]
+        known = self._prints.get(id(tensor))
+        if known is None or known[1] != mark:
+            known = self._prints[id(tensor)] = tensor, mark, fingerprint(tensor).encode()
+        return known[2]
 
     def _path_of(self, station: Station) -> bytes:
         return digest_of(self._trails[station.planned.index].path, "whole")
@@ -289,7 +347,7 @@ class Frame:
         return None if kept is None else station.results(kept, given.tensors)
 
     def _hand(self, station: Station, results: Sequence[Tensor]) -> Any:
-        self._handed[station.planned.index] = results
+        self._hold(station.planned.index, results)
         return station.holding(results)
 
     def _stray(self, why: str) -> None:
@@ -305,8 +363,8 @@ def _distinct(columns: list[Sequence[bytes]]) -> tuple[Sequence[bytes], ...]:
 
 
 def holds_nan(output: Any) -> bool:
-    """Whether a tensor in what a call returned holds NaN."""
-    tensors = open_nest(output).tensors
+    """Whether a tensor in what a call returned, or in an attribute of it, holds NaN."""
+    tensors = open_nest(output, into_objects=True).tensors
     return any(t.is_floating_point() and bool(t.detach().isnan().any()) for t in tensors)
 
 

@@ -16,6 +16,9 @@ from frostline.replay.captured import Captured
 from frostline.replay.layout import Layout
 from frostline.replay.windows import Window
 
+FROM_OUTSIDE = -1
+"""In the place of a call: what the top-level call was given."""
+
 
 class Place(NamedTuple):
     """Where in a forward pass a module is called.
@@ -43,6 +46,9 @@ class Call:
         parent: index of the call that it was made in; None for the outermost.
         end: index of the first call after it that is not inside of it.
         arguments: the value of each tensor argument.
+        returned_by: for each tensor argument the calls that returned this very tensor, and where
+            among their results; ``FROM_OUTSIDE`` for an argument of the top-level call.
+        takes_plain: whether it is given anything beside tensors.
         results: the value of each returned tensor.
         handed: for each returned tensor the position of the argument that it is, or None.
         layouts: the form of each returned tensor, not yet cut into samples.
@@ -62,6 +68,8 @@ class Call:
     parent: int | None
     end: int = 0
     arguments: list[int] = field(default_factory=list)
+    returned_by: list[tuple[tuple[int, int], ...]] = field(default_factory=list)
+    takes_plain: bool = False
     results: list[int] = field(default_factory=list)
     handed: list[int | None] = field(default_factory=list)
     layouts: list[Layout] = field(default_factory=list)
@@ -137,6 +145,7 @@ class Graph:
         foreign: values of tensors that are neither the model's nor arguments, nor were made here.
         results: values of the tensors that the top-level call returned.
         hidden: values held by opaque objects among what the top-level call returned.
+        returns_floats: whether what it returned holds floating values, which NaN would reach.
         viewed: calls in the own code of which a view was made → values that were viewed there.
         left: values that the pass has left in attributes of the model's modules.
         has_own_backward: whether what was returned has a backward that somebody wrote by hand,
@@ -157,6 +166,7 @@ class Graph:
     foreign: set[int] = field(default_factory=set)
     results: list[int] = field(default_factory=list)
     hidden: list[int] = field(default_factory=list)
+    returns_floats: bool = True
     viewed: dict[int, set[int]] = field(default_factory=dict)
     left: set[int] = field(default_factory=set)
     has_own_backward: bool = False

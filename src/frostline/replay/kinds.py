@@ -81,7 +81,7 @@ class Kind:
 
     def remember(self, ids: tuple[int, ...], keys: Mapping[int, list[bytes]]) -> None:
         """Note under which digests a pass's samples are kept, to find them without their inputs."""
-        if self.plan is not None and len(keys) == len(self.plan.stations):
+        if self.plan is not None and len(keys) == self.plan.columns:
             columns = [keys[order] for order in range(len(keys))]
             for place, name in enumerate(ids):
                 if name in self.remembered:

@@ -19,7 +19,13 @@ from frostline.replay.kinds import Kind, plan_kind
 from frostline.replay.plan import Plan
 from frostline.replay.poison import explained, reads_poison
 from frostline.replay.proving import prove_by_mixtures
-from frostline.replay.regroup import Recorded, are_recorded, compare, judge_output
+from frostline.replay.regroup import (
+    Recorded,
+    are_recorded,
+    compare,
+    exclude_chosen,
+    judge_output,
+)
 from frostline.replay.runner import TopLevel, run_frame, try_frame
 from frostline.replay.store import Store
 
@@ -299,8 +305,14 @@ class Making:
         """Replay for trial, compute for real, and hold the one against the other."""
         try:
             replayed, _ = try_frame(plan, call, ids, "try", self._catcher)
-        except Irregular:
-            self.has_changed |= kind.known.issuperset(ids)
+        except Irregular as irregular:
+            is_known = kind.known.issuperset(ids)
+            if is_known and isinstance(irregular, Unknown) and irregular.chosen is not None:
+                exclude_chosen(irregular.chosen, kind.exclusions)
+                plan_kind(kind, call, len(ids), self._store)
+                kind.forget_records()
+                return self.plainly(call)
+            self.has_changed |= is_known
             if is_reloaded and self._without_inputs:
                 raise ReplayError(
                     "an audit found that the data set does not give a sample as it did when it was"
@@ -344,7 +356,7 @@ def _are_found(kind: Kind, plan: Plan, ids: tuple[int, ...]) -> bool:
     columns = zip(*(kind.remembered[name] for name in ids), strict=True)
     return all(
         station.shelf is None or min(station.shelf.find(column)) >= 0
-        for station, column in zip(plan.stations, columns, strict=True)
+        for station, column in zip(plan.stations, columns, strict=False)
     )
 
 

@@ -82,6 +82,25 @@ def open_nest(value: Any, *, into_objects: bool = False) -> Nest:
     return Nest(tensors, (form,), opaque)
 
 
+def holds_plain_values(nest: Nest) -> bool:
+    """Whether a structure holds anything beside tensors and None.
+
+    >>> import torch
+    >>> holds_plain_values(open_nest((torch.ones(2), None))), holds_plain_values(open_nest([True]))
+    (False, True)
+    """
+
+    def is_there(form: Any) -> bool:
+        if form == "tensor":
+            return False
+        kind, inside = form
+        if isinstance(inside, str):
+            return bool(kind != "NoneType")
+        return any(is_there(held) for _, held in inside)
+
+    return is_there(nest.form[0])
+
+
 def rebuild(value: Any, tensors: Iterable[Any], objects: Callable[[Any], Any] | None = None) -> Any:
     """The same structure with other tensors, in the order of :func:`open_nest`.
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable
-from typing import Any
 
-from frostline.replay.graph import Call, Graph
-from frostline.replay.nest import open_nest
+from frostline.replay.graph import Graph
+from frostline.replay.nest import holds_plain_values, open_nest
 from frostline.replay.windows import Box, Window, box_of
 
 _LEAST_GAIN = 2
@@ -33,8 +32,13 @@ def partial_reads(graph: Graph, skipped: Collection[int], constant: Collection[i
 
     Returns:
         The reads of each value of which they are all; a value that is missing may be used whole.
+        None, where NaN could not show itself in what the pass returns.
     """
-    if graph.has_own_backward or _depends_on_content(graph, skipped, constant):
+    if (
+        not graph.returns_floats
+        or graph.has_own_backward
+        or _depends_on_content(graph, skipped, constant)
+    ):
         return {}
     reads: Reads = {}
     for operation in graph.operations:
@@ -88,8 +92,8 @@ def _depends_on_content(graph: Graph, skipped: Collection[int], constant: Collec
 def _under_branches(graph: Graph, skipped: Collection[int], constant: Collection[int]) -> set[int]:
     """Values of which code that also asks for a yes or no reads a part: perhaps by the answer.
 
-    Only in the call that asks, and where the answer may be returned to: many models ask a mask
-    whether it masks anything.
+    Only in the call that asks, where the answer may be returned to, and where it may be handed on
+    to: many models ask a mask whether it masks anything.
     """
     asking = [
         escape.call
@@ -100,25 +104,15 @@ def _under_branches(graph: Graph, skipped: Collection[int], constant: Collection
     while asking:
         call = asking.pop()
         parent = graph.calls[call].parent
-        if call not in known and parent is not None and _returns_plain_values(graph.calls[call]):
+        tells = holds_plain_values(open_nest(graph.calls[call].template))
+        if call not in known and parent is not None and tells:
             asking.append(parent)
         known.add(call)
+    for index, inner in enumerate(graph.calls):  # callers come before what they call
+        if inner.parent in known and inner.takes_plain:
+            known.add(index)
     read = {v for op in graph.operations if op.call in known for v in op.reads}
     return read.union(*(graph.viewed.get(call, ()) for call in known))
-
-
-def _returns_plain_values(call: Call) -> bool:
-    """Whether a call returns anything beside tensors."""
-
-    def is_there(form: Any) -> bool:
-        if form == "tensor":
-            return False
-        kind, inside = form
-        if isinstance(inside, str):
-            return bool(kind != "NoneType")
-        return any(is_there(held) for _, held in inside)
-
-    return is_there(open_nest(call.template).form[0])
 
 
 def _used_whole(graph: Graph, skipped: Collection[int]) -> set[int]:

@@ -235,6 +235,19 @@ class Plan:
         return any(s.kind == "blind" for station in self.stations for s in station.planned.sources)
 
     @cached_property
+    def chosen(self) -> list[int]:
+        """The ranks of the stations at which content may have decided what they are given."""
+        return [station.order for station in self.stations if station.planned.is_chosen]
+
+    @cached_property
+    def columns(self) -> int:
+        """How many digests a pass gives of each sample: one a station, and one more of the chosen.
+
+        The others tell what the station was given, where even a replay has to look at it.
+        """
+        return len(self.stations) + len(self.chosen)
+
+    @cached_property
     def keeps_parts(self) -> bool:
         """Whether of some results a part alone is kept, and the rest is poison."""
         return any(station.keeps_part for station in self.stations)

@@ -158,6 +158,12 @@ def compare(plan: Plan, seen: Sequence[Seen], exclusions: Exclusions) -> Station
     return None
 
 
+def exclude_chosen(station: Station, exclusions: Exclusions) -> None:
+    """What content has decided between the modules is another thing in each batch."""
+    why = "what it is given is decided by the content of the whole batch"
+    exclusions.varying.update(dict.fromkeys(station.planned.call.results, why))
+
+
 def _is_near(replayed: Any, computed: Any, dtype: torch.dtype) -> bool:
     """Whether an output is what narrower kept values may make of a computed one.
 

@@ -118,9 +118,14 @@ def run_frame(
     Raises:
         Irregular: the pass went another way than the traced one while it was replayed.
     """
-    inner = Frame(earlier, start_digests(earlier, call, ids)) if earlier is not None else None
+    inputs = call.given.tensors
+    inner = (
+        Frame(earlier, start_digests(earlier, call, ids), inputs=inputs)
+        if earlier is not None
+        else None
+    )
     start_at = start_digests(plan, call, ids) if remembered is None else [[b""] * len(ids)]
-    frame = Frame(plan, start_at, mode, remembered=remembered, inner=inner)
+    frame = Frame(plan, start_at, mode, remembered=remembered, inner=inner, inputs=inputs)
     catcher.cover(plan.names if earlier is None else plan.names | earlier.names)
     catcher.direct(frame)
     start = time.perf_counter()

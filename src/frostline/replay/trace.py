@@ -18,17 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from frostline.proof.fingerprint import has_plain_content
 from frostline.proof.surroundings import Surroundings
 from frostline.proof.traceless import same_bits
 from frostline.replay.captured import Captured
 from frostline.replay.compiled import called_modules, is_compiled, run_as_one, uncompiled
-from frostline.replay.graph import Call, Escape, Graph, Operation, Place
+from frostline.replay.graph import FROM_OUTSIDE, Call, Escape, Graph, Operation, Place
 from frostline.replay.hooks import foreign_hooks
 from frostline.replay.layout import Layout
 from frostline.replay.memory import Memory
-from frostline.replay.nest import can_be_rebuilt, open_nest, rebuild
+from frostline.replay.nest import can_be_rebuilt, holds_plain_values, open_nest, rebuild
 from frostline.replay.randomness import may_draw_in_python, python_randomness, torch_randomness
 from frostline.replay.slots import OF_EVERY_MODULE
 from frostline.replay.stand_in import Forward, StandIns
@@ -82,6 +83,8 @@ class _Tracer:
         self._training = _training_modules(model)
         self._turns: Counter[str] = Counter()
         self._stack: list[int] = []
+        # torch's class carries no types.
+        self._returned: Any = WeakIdKeyDictionary()
         every = Surroundings(filter(may_draw_in_python, model.modules())).generators
         # Those of torch are seen at the operations that draw from them.
         self._generators = [own for own in every if not isinstance(own, torch.Generator)]
@@ -91,6 +94,8 @@ class _Tracer:
     ) -> None:
         given = open_nest((args, kwargs), into_objects=True)
         self.graph.inputs = [self._memory.value_of(t, is_input=True) for t in given.tensors]
+        for position, tensor in enumerate(given.tensors):
+            self._returned[tensor] = ((FROM_OUTSIDE, position),)
         start = time.perf_counter()
         output = self.call(name, module, forward, args, kwargs)
         self.graph.seconds = time.perf_counter() - start
@@ -99,6 +104,7 @@ class _Tracer:
             self.captured.end(output)
         nest = open_nest(output)
         hidden = open_nest(nest.opaque, into_objects=True).tensors
+        self.graph.returns_floats = any(t.is_floating_point() for t in (*nest.tensors, *hidden))
         self.graph.results = [self._memory.value_of(tensor) for tensor in nest.tensors]
         self.graph.hidden = [self._memory.value_of(tensor) for tensor in hidden]
         self.graph.has_own_backward = _has_own_backward(nest.tensors)
@@ -118,13 +124,16 @@ class _Tracer:
         """Run one module's forward, and note what it took, gave and changed."""
         place = Place(name, self._turns[name])
         self._turns[name] += 1
-        given = open_nest((args, kwargs)).tensors
+        nested = open_nest((args, kwargs))
+        given = nested.tensors
         index = len(self.graph.calls)
         call = Call(
             place=place,
             module=module,
             parent=self._stack[-1] if self._stack else None,
             arguments=[self._memory.value_of(tensor) for tensor in given],
+            returned_by=[self._returned.get(tensor, ()) for tensor in given],
+            takes_plain=holds_plain_values(nested),
             first_operation=len(self.graph.operations),
             is_hooked=any(map(foreign_hooks, run_as_one(module))),
             is_compiled=is_compiled(module),
@@ -148,6 +157,9 @@ class _Tracer:
         nest = open_nest(output)
         call.results = [self._memory.value_of(tensor) for tensor in nest.tensors]
         call.handed = [_position(tensor, given) for tensor in nest.tensors]
+        for position, tensor in enumerate(nest.tensors):
+            before_it = self._returned.get(tensor, ())
+            self._returned[tensor] = (*before_it, (index, position))
         call.layouts = [Layout.of(t, samples=1, varies=False) for t in nest.tensors]
         call.windows = [window_of(tensor) for tensor in nest.tensors]
         with self._paused():
